@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA programs compiled from Python: compiled once, kept, explained and shared.
+"""Compilation of CUDA programs from Python, with a cache that persists, explains its misses and can be shared.
 
-Everything public can be taken from here; each name is imported when it is
+All public names can be imported from this package. Each is loaded when it is
 first used, so that ``import cuda_progcache`` costs next to nothing.
 
 >>> from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from cuda_progcache._util.lazy import take
 
-TYPE_CHECKING = False  # importing typing takes 9 ms, twice what all else here does
+TYPE_CHECKING = False  # importing typing takes 9 ms, twice as long as the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m cuda_progcache`` is ``cuda-progcache``."""
+"""The command ``python -m cuda_progcache``, the same as ``cuda-progcache``."""
 
 from __future__ import annotations
 

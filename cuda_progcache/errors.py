@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error this package raises, and the category of its warnings.
+"""The errors that this package raises, and the category of its warnings.
 
-All errors are :class:`ProgCacheError`. Each also derives from the built-in
-exception a caller would expect in its place (``ValueError`` for bad input,
-``KeyError``-like lookups as ``LookupError``, ``OSError`` for storage), so that
-code written against :mod:`cuda.core` or plain files keeps working.
+All errors derive from :class:`ProgCacheError`. Each also derives from the
+built-in exception that a caller would expect (``ValueError`` for bad input,
+``LookupError`` for failed lookups, ``OSError`` for storage), so that code
+written for :mod:`cuda.core` or plain files keeps working.
 
-A cache miss is never an error: lookups return ``None``. Trouble that costs no
-result, a program that was compiled and couldn't be kept, is a
-:class:`ProgCacheWarning`.
+A cache miss is never an error: lookups return ``None``. A problem that doesn't
+affect the result, such as a program that was compiled but couldn't be kept, is
+a :class:`ProgCacheWarning`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 
 from cuda_progcache._util.fields import dataclass
 
-TYPE_CHECKING = False  # importing typing takes 9 ms, as long as a cached kernel takes in all
+TYPE_CHECKING = False  # importing typing takes 9 ms, as long as a complete hit in a new process
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Self, TypeVar
@@ -38,20 +38,21 @@ class ProgCacheWarning(RuntimeWarning):
 
 
 class StoreError(ProgCacheError, OSError):
-    """The store could not do what it was asked through its mapping API (disk full, permission, vanished root).
+    """An operation of a store failed (disk full, no permission, root removed).
 
-    Made as an :class:`OSError` is, ``(errno, message, path)``. As there, the number decides about the class: with
-    ``EACCES`` the error is a :class:`PermissionError`, too, with ``ENOENT`` a :class:`FileNotFoundError`, and so on.
+    Its arguments are those of :class:`OSError`, ``(errno, message, path)``. As with OSError, the number selects the
+    class: with ``EACCES`` the error is also a :class:`PermissionError`, with ``ENOENT`` a :class:`FileNotFoundError`,
+    and so on.
     """
 
     def __new__(cls, *args: object) -> Self:
-        """Make an instance of the class that Python has for this errno and of this one."""
+        """Create an instance of both this class and Python's class for the errno."""
         native = type(OSError(*args[:2]))
         return super().__new__(cls if issubclass(cls, native) else _also(cls, native), *args)
 
 
 def _also(ours: type[_Error], other: type[Exception]) -> type[_Error]:
-    """``ours`` that ``except other`` catches as well; it looks like ``ours`` in tracebacks."""
+    """Return a subclass of ``ours`` that ``except other`` also catches; tracebacks show it as ``ours``."""
     both = _made.get((ours, other))
     if both is None:
         names = {name: getattr(ours, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -60,12 +61,12 @@ def _also(ours: type[_Error], other: type[Exception]) -> type[_Error]:
 
 
 def _home(kind: type) -> type:
-    """The class that can be found by its name, which one made by :func:`_also` can't: pickle and copy go through it."""
+    """Return the importable class behind a class made by :func:`_also`, for pickle and copy."""
     return next(base for base in kind.__mro__ if "_other" not in vars(base))
 
 
 def _again(kind: type[_Error], args: tuple[object, ...]) -> _Error:
-    """An error from its pickle, whatever else its class wants when it is made: that is in the pickle's state."""
+    """Recreate an error from its pickle; arguments of its class beyond ``args`` are in the pickle's state."""
     return kind.__new__(kind, *args)
 
 
@@ -73,13 +74,14 @@ _made: dict[tuple[type, type], Any] = {}
 
 
 def and_theirs(ours: type[_Error], module: str, name: str) -> type[_Error]:
-    """A class of ours that another library's handlers catch as well.
+    """Return a class that both our handlers and those for another library's error catch.
 
     Parameters
     ----------
     ours : type
+        This package's error class.
     module, name : str
-        Where the other library has its class; where the module isn't loaded, nobody handles that.
+        Module and name of the other library's class. If the module isn't loaded, ``ours`` itself is returned.
     """
     theirs = getattr(sys.modules.get(module), name, None)
     return ours if theirs is None else _also(ours, theirs)
@@ -90,7 +92,7 @@ class ReadOnlyError(StoreError):
 
 
 class UnsafeRootError(StoreError):
-    """Others can write to the cache root, which isn't marked as shared, so they could choose what runs."""
+    """Other users can write to the cache root, which isn't marked as shared, and could choose which code runs."""
 
 
 class BundleError(ProgCacheError, ValueError):
@@ -103,9 +105,9 @@ class AmbiguousDigestError(ProgCacheError, LookupError):
     Attributes
     ----------
     prefix : str
-        What was asked for.
+        The requested prefix.
     matches : tuple of str
-        The digests that fit.
+        The matching digests.
     """
 
     def __init__(self, prefix: str, matches: Iterable[str]) -> None:
@@ -113,11 +115,11 @@ class AmbiguousDigestError(ProgCacheError, LookupError):
         self.matches = tuple(matches)
         shown = ", ".join(m[: len(prefix) + 8] for m in self.matches[:5])
         more = f" and {len(self.matches) - 5} more" if len(self.matches) > 5 else ""
-        super().__init__(f"digest prefix {prefix!r} fits {len(self.matches)} entries ({shown}{more}); give more digits")
+        super().__init__(f"digest prefix {prefix!r} matches {len(self.matches)} entries ({shown}{more}); add digits")
 
 
 class UncacheableError(ProgCacheError, ValueError):
-    """These compile inputs can't be keyed: a hit could differ from a fresh compile. The message says which and why."""
+    """The compile inputs can't be keyed, as a hit could differ from a fresh compile; the message says which and why."""
 
 
 class OptionError(ProgCacheError, ValueError, RuntimeError):
@@ -138,11 +140,11 @@ class FrozenMissError(ProgCacheError, LookupError):
     Attributes
     ----------
     name : str
-        The program's name; empty where only its key is known.
+        The program's name; empty if only its key is known.
     reasons : tuple of str
-        What differs from the nearest program that is there, a sentence each, as ``explain`` tells it.
+        The differences from the nearest program in the cache, one sentence each, as printed by ``explain``.
     command : str
-        What would mend it.
+        The command that would add the program.
     """
 
     def __init__(self, message: str, *, name: str = "", reasons: Iterable[str] = (), command: str = "") -> None:
@@ -152,7 +154,7 @@ class FrozenMissError(ProgCacheError, LookupError):
         self.command = command
 
     def with_options(self, options: str) -> FrozenMissError:
-        """The same error, with more options in its command."""
+        """Return a copy of the error with more options in its command."""
         command = f"{self.command} {options}"
         message = str(self).removesuffix(self.command) + command
         return FrozenMissError(message, name=self.name, reasons=self.reasons, command=command)
@@ -191,9 +193,9 @@ class Diagnostic:
     code : str or None
         The diagnostic's number, as in ``-diag-suppress``.
     template : str or None
-        The template the line was rendered from.
+        The template that the line was rendered from.
     template_line : int or None
-        The line there.
+        The line in the template.
     rendered : str or None
         The rendered source line.
     """
@@ -218,20 +220,20 @@ class Diagnostic:
 
 
 class CompileError(ProgCacheError):
-    """The compiler refused the program.
+    """The compiler rejected the program.
 
-    Where ``cuda.core`` is loaded, the raised instance is also what it raises for that compiler
-    (``cuda.core._utils.cuda_utils.NVRTCError``, ``nvJitLinkError`` or ``nvvmError`` of ``cuda.bindings``), so that
-    handlers written for ``cuda.core.Program`` still see it.
+    If ``cuda.core`` is loaded, the raised instance also derives from the error that ``cuda.core`` raises for the
+    compiler (``cuda.core._utils.cuda_utils.NVRTCError``, ``nvJitLinkError`` or ``nvvmError`` of ``cuda.bindings``), so
+    that handlers written for ``cuda.core.Program`` catch it.
 
     Attributes
     ----------
     name : str
         The program's name (the kernel's, for library kernels).
     code_type, target_type : str
-        What was compiled, to what.
+        The kind of source, and the kind of binary it was compiled to.
     options : tuple of str
-        The flags the compiler was given.
+        The flags passed to the compiler.
     log : str
         The compiler's log, verbatim.
     diagnostics : tuple of Diagnostic
@@ -249,7 +251,7 @@ class CompileError(ProgCacheError):
         log: str = "",
         diagnostics: Iterable[Diagnostic] = (),
     ) -> None:
-        Exception.__init__(self, message)  # not a sibling's: the compilers' own classes take a status
+        Exception.__init__(self, message)  # not super(): the compilers' own classes take a status
         self.name = name
         self.code_type = code_type
         self.target_type = target_type
@@ -288,23 +290,23 @@ class ParameterError(ProgCacheError, ValueError):
 
 
 class ArchError(ProgCacheError, ValueError):
-    """An architecture is missing, misspelled or not supported by this compiler; the message lists what is."""
+    """An architecture is missing, misspelled or not supported by the compiler; the message lists the supported ones."""
 
 
 class UnsupportedArchError(ArchError, CompileError):
-    """The compiler refused an architecture; both an :class:`ArchError` and a :class:`CompileError`."""
+    """The compiler rejected an architecture; both an :class:`ArchError` and a :class:`CompileError`."""
 
 
 class UnsupportedCodeTypeError(ProgCacheError, RuntimeError, ValueError):
-    """No compiler here takes this code type."""
+    """No available compiler supports the code type."""
 
 
 class ClosedProgramError(ProgCacheError, RuntimeError):
-    """The program, or the linker, was closed."""
+    """The program or linker has been closed."""
 
 
 class WorkerDiedError(ProgCacheError, RuntimeError):
-    """A worker process ended in the middle of a job."""
+    """A worker process died during a job."""
 
 
 class InspectError(ProgCacheError, RuntimeError):

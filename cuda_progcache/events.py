@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cache does, as it does it: events to subscribe to, and lines for logs.
+"""Events of the cache: subscriptions and log lines.
 
 >>> import cuda_progcache
 >>> unsubscribe = cuda_progcache.subscribe(lambda event: print(event))
 >>> unsubscribe()
 
-The stdlib logger ``cuda_progcache`` gets misses with their reasons at INFO, what
-was dropped at WARNING, a hit that proved wrong at ERROR, and the rest at DEBUG. ``CUDA_PROGCACHE_LOG=explain``
-prints each miss on stderr, with process and time, ``CUDA_PROGCACHE_LOG=all`` every event, with no
-logging set up at all; it is read once, at the first event.
+The logger ``cuda_progcache`` of the standard library gets misses with their reasons at INFO, dropped results at
+WARNING, wrong hits at ERROR, and everything else at DEBUG. ``CUDA_PROGCACHE_LOG=explain`` prints each miss and drop on
+stderr, with process id and time, and ``CUDA_PROGCACHE_LOG=all`` prints every event; neither needs logging to be
+configured. The variable is read once, at the first event.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ class Event(NamedTuple):
     Attributes
     ----------
     kind : {"hit", "miss", "compile", "refused", "store", "drop", "evict", "mismatch"}
-        ``miss`` comes after the compile that it led to, when what was read is known, or instead of it, where the cache
-        is frozen; ``compile`` is any run of a compiler that gave a program, without a cache, too; ``refused`` one that
-        failed, now or as it is remembered; ``drop`` is a result that was not kept; ``evict`` an entry removed to keep
-        the size cap (only its digest is known); ``mismatch`` a hit that a fresh compile didn't confirm.
+        ``miss`` follows the compile that it caused, since only then the files read are known; if the cache is frozen,
+        there is no compile. ``compile`` is a successful run of a compiler, with or without a cache. ``refused`` is a
+        compile that failed, now or earlier (a remembered failure). ``drop`` is a result that wasn't kept. ``evict`` is
+        an entry removed to keep the size cap (only its digest is known). ``mismatch`` is a hit that a fresh compile
+        didn't confirm.
     name : str
         The program's name.
     target_type, arch : str
     digest : str or None
-        Of the entry (64 hex digits), where there is one.
+        Digest of the entry (64 hex digits), if there is one.
     reasons : tuple of str
-        Of a miss: what differs from the nearest earlier compile. Of a drop, a refusal or a mismatch: why.
+        For a miss, the differences from the nearest earlier compile; for a drop, a refusal or a mismatch, the reason.
     seconds : float
-        Time of a compile; of a hit, the time that its compile took, where that is known; 0 otherwise.
+        Duration of a compile; for a hit, the duration of the original compile, if known. Otherwise 0.
     """
 
     kind: str
@@ -69,24 +70,25 @@ class Event(NamedTuple):
 Subscriber = Callable[[Event], object]
 
 _subscribers: list[list[Subscriber]] = []
-#: What ``CUDA_PROGCACHE_LOG`` may be.
+#: The valid values of ``CUDA_PROGCACHE_LOG``.
 LOGS = ("", "explain", "all")
 
 
 def subscribe(callback: Subscriber) -> Callable[[], None]:
-    """Have ``callback(event)`` called for every event of this process, in the thread that caused it.
+    """Call ``callback(event)`` for every event of this process, in the thread that caused the event.
 
     Parameters
     ----------
     callback : callable
-        Should be quick. What it raises is logged and goes no further: a listener never fails a compile.
+        The function to call; it should be quick. Its exceptions are logged and not raised: a subscriber can't make a
+        compile fail.
 
     Returns
     -------
     callable
-        Ends the subscription; calling it twice does no harm.
+        A function that ends the subscription; further calls of it have no effect.
     """
-    subscription = [callback]  # told apart from others of the same callback
+    subscription = [callback]  # a list, to be distinct from other subscriptions of the same callback
     _subscribers.append(subscription)
 
     def unsubscribe() -> None:
@@ -96,23 +98,23 @@ def subscribe(callback: Subscriber) -> Callable[[], None]:
 
 
 def wanted(kind: str) -> bool:
-    """Whether anyone would hear an event of this kind; spares the trouble of making it."""
+    """Return whether an event of this kind would reach anyone; if not, it needn't be created."""
     if _subscribers or _asked():
         return True
-    # Not imported: then nobody has set it up to listen.
+    # If logging isn't imported, nobody has configured it.
     return "logging" in sys.modules and _logger().isEnabledFor(_level(kind))
 
 
 @functools.cache
 def _asked() -> str:
-    """What the environment asks for; looked up once, since that takes a microsecond of every hit."""
+    """Return the value of ``CUDA_PROGCACHE_LOG``; cached, since reading it would add a microsecond to every hit."""
     told = os.environ.get("CUDA_PROGCACHE_LOG", "")
     if told not in LOGS:
         import warnings
 
         from cuda_progcache.errors import ProgCacheWarning
 
-        message = f"CUDA_PROGCACHE_LOG={told!r} is neither explain nor all: nothing is printed"
+        message = f"CUDA_PROGCACHE_LOG={told!r} is neither explain nor all, so nothing is printed"
         warnings.warn(message, ProgCacheWarning, stacklevel=2)
     return told
 
@@ -129,24 +131,24 @@ def _level(kind: str) -> int:
 
 
 def emit(event: Event) -> None:
-    """Tell subscribers, the logger and, if the environment asks for it, stderr."""
+    """Send an event to subscribers, to the logger and, if ``CUDA_PROGCACHE_LOG`` says so, to stderr."""
     relay(event)
     asked = _asked()
     if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
         try:
             sys.stderr.write(f"cuda_progcache[{os.getpid()}] {_now()}: {event}\n")
         except (AttributeError, OSError, ValueError):
-            return  # no stderr, or a closed one: nobody is there to be told
+            return  # there is no stderr, or it is closed
 
 
 def _now() -> str:
-    """The time, UTC, to the millisecond: ``2026-01-31T23:59:59.123Z``."""
+    """Return the time in UTC, to the millisecond: ``2026-01-31T23:59:59.123Z``."""
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds // 1_000_000:03}Z"
 
 
 def emit_evicted(digest: str) -> None:
-    """Tell that an entry was removed to keep a store's size cap, if anyone would hear it."""
+    """Emit the event of an entry removed to keep a store's size cap, if anyone would hear it."""
     if wanted("evict"):
         event = Event("evict", "", "", "", digest)
         held = getattr(_held, "events", None)
@@ -157,9 +159,9 @@ def emit_evicted(digest: str) -> None:
 
 
 class held:  # noqa: N801 - used as a function
-    """Keep back what this thread would tell of evictions until the block ends: ``with held():`` around a lock.
+    """Hold back this thread's eviction events until the block ends: ``with held():`` around a lock.
 
-    A subscriber may do anything, clear the store that evicts, too.
+    A subscriber may do anything, including clearing the store that evicts, so it must not be called under the lock.
     """
 
     def __enter__(self) -> None:
@@ -178,7 +180,10 @@ _held = threading.local()
 
 
 def relay(event: Event) -> None:
-    """Tell subscribers and the logger what happened in another process, which has written to stderr itself."""
+    """Send an event to subscribers and the logger, but not to stderr.
+
+    Events of other processes, which have written them to stderr themselves, are passed on with this function.
+    """
     logger = _logger()
     for (callback,) in tuple(_subscribers):
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pytest plugin: tests that compile CUDA programs compile each of them once, across runs and xdist workers.
+"""The pytest plugin: tests compile each CUDA program only once, across runs and xdist workers.
 
-It is there in every run once ``cuda-progcache`` is installed, and does nothing until a test compiles. Fixtures:
-:func:`program_cache`, :func:`compile_service` and :func:`kernel`::
+The plugin is active in every run once ``cuda-progcache`` is installed, and does nothing until a test compiles.
+Fixtures: :func:`program_cache`, :func:`compile_service` and :func:`kernel`::
 
     def test_saxpy(program_cache):
         program = cuda.core.Program(SOURCE, "c++", cuda.core.ProgramOptions(arch="sm_90"))
@@ -13,9 +13,9 @@ It is there in every run once ``cuda-progcache`` is installed, and does nothing 
     def test_softmax(kernel):
         softmax = kernel("softmax", dtype="float16")
 
-Each option has a default in the ini file, under the same name with underscores (``progcache_dir``). The run ends with a
-summary, over xdist's workers: hits, misses by reason, what was compiled, what the hits saved. It counts compiles of
-this package and of ``cuda.core.Program``, with a cache and without one, in the processes of the tests.
+The ini file can set a default for each option, under the same name with underscores (``progcache_dir``). The run ends
+with a summary over all xdist workers: hits, misses by reason, compiles, and the time that hits saved. The summary
+counts compiles by this package and by ``cuda.core.Program``, with or without a cache, in the processes that run tests.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
     from cuda_progcache.store.base import ProgramCacheResource
 
-# Before anybody imports it: its asserts are told as those of a test are.
+# Must run before the module is imported: pytest then explains its failed asserts like those of a test.
 pytest.register_assert_rewrite("cuda_progcache.testing")
 
-#: Those of :mod:`cuda_progcache._util.modes`, which isn't imported in runs that don't need it.
+#: The modes of :mod:`cuda_progcache._util.modes`, which isn't imported in runs that don't need it.
 _MODES = ("rw", "ro", "off", "frozen")
-#: Of the ``kernel`` fixture, where there is no device to ask.
+#: The architecture of the ``kernel`` fixture if there is no device.
 _ARCH = "sm_90"
 _WARNINGS = "default::cuda_progcache.ProgCacheWarning"
 
@@ -54,7 +54,7 @@ class _Option(NamedTuple):
     metavar: str
     help: str
     is_path: bool = False
-    #: The environment variable that has it hold in code under test, and in processes that tests start.
+    #: The environment variable through which the option also applies to processes that tests start.
     variable: str = ""
 
 
@@ -69,26 +69,26 @@ _OPTIONS = (
     _Option(
         "progcache-dir",
         "DIR",
-        "where the program_cache fixture keeps compiled programs, shared by all xdist workers "
+        "directory of the program_cache fixture's compiled programs, shared by all xdist workers "
         "(default: $CUDA_PROGCACHE_DIR, or the user's cache directory)",
         is_path=True,
     ),
     _Option(
         "progcache-max-size",
         "SIZE",
-        "size cap of program_cache, beyond which the programs used least recently are removed; 0: none "
+        "size cap of program_cache, beyond which the least recently used programs are evicted; 0: no cap "
         "(default: $CUDA_PROGCACHE_MAX_SIZE, or 5GB)",
     ),
     _Option(
         "progcache-record",
         "FILE",
-        "append what the run used to FILE, from which 'cuda-progcache lock' makes a lockfile "
-        "(default: $CUDA_PROGCACHE_RECORD, or nothing)",
+        "append the programs that the run used to FILE; 'cuda-progcache lock' makes a lockfile from it "
+        "(default: $CUDA_PROGCACHE_RECORD, or no recording)",
         is_path=True,
         variable="CUDA_PROGCACHE_RECORD",
     ),
-    _Option("progcache-report", "FILE", "write the summary to FILE, as JSON, with every compile", is_path=True),
-    _Option("progcache-arch", "ARCH", f"what the kernel fixture compiles for (default: the device's, or {_ARCH})"),
+    _Option("progcache-report", "FILE", "write the summary and every compile to FILE, as JSON", is_path=True),
+    _Option("progcache-arch", "ARCH", f"architecture of the kernel fixture (default: the device's, or {_ARCH})"),
 )
 
 
@@ -101,11 +101,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle the options, and listen."""
+    """Determine the options, and subscribe to events."""
     config.addinivalue_line(
         "markers",
-        "no_compile: the test fails if a program is compiled, by cuda_progcache or cuda.core, while it or a fixture of "
-        "its own runs (not one of a class, a module or the session), in any thread of its process",
+        "no_compile: the test fails if a program is compiled, by cuda_progcache or cuda.core, while the test or one of "
+        "its function-scoped fixtures runs, in any thread of its process",
     )
     for option in _OPTIONS:
         _settle(config, option)
@@ -127,9 +127,9 @@ def _dest(option: _Option) -> str:
 
 
 def _settle(config: pytest.Config, option: _Option) -> None:
-    """Put the ini file's value where the command line has none; make paths absolute.
+    """Set an option from the ini file if the command line doesn't have it; make paths absolute.
 
-    A test may change the working directory, and xdist hands options on as they are.
+    Absolute paths are needed since a test may change the working directory, and xdist passes options on unchanged.
     """
     value, start = getattr(config.option, _dest(option)), config.invocation_params.dir
     if not value:
@@ -164,7 +164,7 @@ def _set_variable(config: pytest.Config, name: str, value: str) -> None:
 
 
 class _Run:
-    """A run of this process: what is heard in it, and of what workers tell."""
+    """The test run of this process: the events in it, and in xdist's controller also those of the workers."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -176,7 +176,7 @@ class _Run:
 
     @property
     def activity(self) -> Activity:
-        """What was heard; made when something is."""
+        """The activity so far; created on first use."""
         if self._activity is None:
             from cuda_progcache.service.activity import Activity
 
@@ -196,7 +196,7 @@ class _Run:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note which test runs."""
+        """Note which test is running."""
         self._now(item.nodeid)
         try:
             return (yield)
@@ -205,7 +205,7 @@ class _Run:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, object, object]:
-        """Note which fixture of several tests is made: what it compiles is none of theirs."""
+        """Note which fixture of a wider scope is being set up; its compiles don't count as those of a test."""
         if fixturedef.scope == "function":
             return (yield)
         before = self._where
@@ -217,13 +217,13 @@ class _Run:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Fail a test that may not compile, and did."""
+        """Fail a test marked ``no_compile`` that compiled."""
         yield
         self._refuse_compiles(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Fail it for what came later, too."""
+        """Fail a test marked ``no_compile`` whose teardown compiled."""
         before = self._compiles(item)
         yield
         self._refuse_compiles(item, after=len(before))
@@ -243,7 +243,7 @@ class _Run:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """In xdist's controller, add up what a worker heard."""
+        """Add the activity of a worker, in xdist's controller."""
         output = getattr(node, "workeroutput", None)
         if output is None:
             self._lost += 1
@@ -254,7 +254,7 @@ class _Run:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """In a worker of xdist, send what was heard to the controller; elsewhere write the report."""
+        """Send the activity to the controller if this is an xdist worker; otherwise write the report."""
         output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
         if output is not None:
             if self._activity is not None:
@@ -270,24 +270,24 @@ class _Run:
                 },
             )
 
-    #: Why the report isn't there.
+    #: Why the report couldn't be written.
     _trouble = ""
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the summary, where anything was compiled or looked up."""
+        """Print the summary if anything was compiled or looked up."""
         if self._trouble:
             terminalreporter.write_line(f"progcache: {self._trouble}", red=True)
         record = self._config.option.progcache_record
         if record and not os.path.exists(record):
             terminalreporter.write_line(
-                f"progcache: {record} wasn't written. Only what cuda_progcache.Program and CompileService compile is "
-                "recorded, not what cuda.core.Program compiles",
+                f"progcache: {record} wasn't written. Only programs compiled by cuda_progcache.Program and "
+                "CompileService are recorded, not those of cuda.core.Program",
                 yellow=True,
             )
         lines = [] if self._activity is None else self._activity.summary()
         if not lines:
             return
-        crashed = f" (without what {self._lost} crashed {'worker' if self._lost == 1 else 'workers'} did)"
+        crashed = f" (not counting {self._lost} crashed {'worker' if self._lost == 1 else 'workers'})"
         well = self._activity is not None and self._activity.is_well and not self._lost
         terminalreporter.write_line(f"progcache: {lines[0]}{crashed if self._lost else ''}", yellow=not well)
         for line in lines[1:]:
@@ -298,7 +298,7 @@ _RUN = pytest.StashKey[_Run]()
 
 
 def _write_report(path: str, report: Mapping[str, Any]) -> str:
-    """Write the report; return why that failed, or nothing."""
+    """Write the report; return the reason if that fails, otherwise an empty string."""
     import json
 
     try:
@@ -311,31 +311,31 @@ def _write_report(path: str, report: Mapping[str, Any]) -> str:
 
 
 def _let_warnings_be(config: pytest.Config) -> None:
-    """Have the cache's warnings be no errors where all warnings are, unless they were asked to be by their name.
+    """Keep the cache's warnings from being errors if all warnings are, unless a filter names them.
 
-    Else a full disk would fail a test.
+    Otherwise a full disk would fail a test.
     """
     said: list[str] = config.getini("filterwarnings")
     for lines in (said, config.known_args_namespace.pythonwarnings or []):
         for index in reversed([i for i, line in enumerate(lines) if _is_error(line)]):
-            lines.insert(index + 1, _WARNINGS)  # later ones win
+            lines.insert(index + 1, _WARNINGS)  # later filters win
     if any(map(_is_error, sys.warnoptions)):
         said.insert(0, _WARNINGS)
 
 
 def _is_error(line: str) -> bool:
-    """Whether a filter of warnings makes errors of all, or of all of the cache's kind."""
+    """Return whether a warning filter turns all warnings, or all of category RuntimeWarning, into errors."""
     action, message, category, *where = (*(part.strip() for part in line.split(":")), "", "", "")
     return action == "error" and not (message or any(where)) and category in {"", "Warning", "RuntimeWarning"}
 
 
 @pytest.fixture(scope="session")
 def program_cache(pytestconfig: pytest.Config) -> Iterator[ProgramCacheResource]:
-    """Give the cache of compiled programs that this test run, its xdist workers and later runs share.
+    """Yield the cache of compiled programs that this test run, its xdist workers and later runs share.
 
-    It goes wherever a cache goes: ``cuda.core.Program(...).compile("cubin", cache=program_cache)``,
-    ``cuda_progcache.Program(...).compile(..., cache=program_cache)`` or ``CompileService(program_cache)``. Where its
-    directory is in trouble, programs are compiled and kept in memory, or not at all, and the run's end says so.
+    Pass it wherever a cache is accepted: ``cuda.core.Program(...).compile("cubin", cache=program_cache)``,
+    ``cuda_progcache.Program(...).compile(..., cache=program_cache)`` or ``CompileService(program_cache)``. If its
+    directory can't be used, programs are compiled and kept in memory, or not at all, and the summary says so.
     """
     from cuda_progcache._util import modes
     from cuda_progcache.service.activity import CacheState
@@ -345,7 +345,7 @@ def program_cache(pytestconfig: pytest.Config) -> Iterator[ProgramCacheResource]
         run, mode, path = pytestconfig.stash[_RUN], modes.of(cache), cache.directory or "memory"
         try:
             run.activity.cache = CacheState.of(path, mode, cache.stats())
-        except OSError:  # it can't be listed any more
+        except OSError:  # the directory can no longer be listed
             nothing: Any = dict.fromkeys(CacheState._fields, 0)
             run.activity.cache = CacheState(**{**nothing, "path": path, "mode": mode, "read_errors": 1})
 
@@ -359,7 +359,7 @@ def _opened(config: pytest.Config) -> ProgramCacheResource:
     path, cap = config.option.progcache_dir, _max_size(config)
     try:
         return FileStreamProgramCache(path, max_size_bytes=cap, tiers="configured")
-    except UnsafeRootError as trouble:  # nothing there is to be trusted
+    except UnsafeRootError as trouble:  # the directory's content can't be trusted
         warnings.warn(f"compiled programs are kept in memory only: {trouble}", ProgCacheWarning, stacklevel=2)
         return InMemoryProgramCache(max_size_bytes=cap)
     except OSError as trouble:
@@ -368,7 +368,7 @@ def _opened(config: pytest.Config) -> ProgramCacheResource:
 
 @pytest.fixture(scope="session")
 def compile_service(program_cache: ProgramCacheResource) -> CompileService:
-    """Give a compile service over :func:`program_cache`, with the bundled kernel library."""
+    """Return a compile service that uses :func:`program_cache` and the bundled kernel library."""
     from cuda_progcache.service.compile_service import CompileService
 
     return CompileService(program_cache)
@@ -376,10 +376,10 @@ def compile_service(program_cache: ProgramCacheResource) -> CompileService:
 
 @pytest.fixture(scope="session")
 def kernel(compile_service: CompileService, pytestconfig: pytest.Config) -> Callable[..., Any]:
-    """Give a function that compiles a kernel of the library, or takes it from the cache.
+    """Return a function that compiles a kernel of the library, or gets it from the cache.
 
-    ``kernel("softmax", dtype="float16")``: it takes what ``CompileService.kernel`` takes. ``arch`` is by default
-    ``--progcache-arch``, or the device's.
+    It takes the arguments of ``CompileService.kernel``: ``kernel("softmax", dtype="float16")``. ``arch`` defaults to
+    ``--progcache-arch``, or to the device's architecture.
     """
 
     def compiled(
@@ -392,7 +392,7 @@ def kernel(compile_service: CompileService, pytestconfig: pytest.Config) -> Call
 
 
 def _device_arch() -> str:
-    """The current device's architecture; without a device, one that every NVRTC compiles for."""
+    """Return the current device's architecture, or one that every NVRTC supports if there is no device."""
     from cuda_progcache.compile.arch import with_arch
     from cuda_progcache.errors import ArchError
     from cuda_progcache.keys.options import ProgramOptions

@@ -95,5 +95,5 @@ def test_every_error_crosses_processes_as_cuda_cores_or_not(kind):
 def test_an_error_that_is_made_of_more_than_its_message_crosses_processes():
     error = pickle.loads(pickle.dumps(errors.AmbiguousDigestError("ab", ["abc", "abd"])))
     assert (error.prefix, error.matches, str(error).split(" (")[0]) == (
-        "ab", ("abc", "abd"), "digest prefix 'ab' fits 2 entries",
+        "ab", ("abc", "abd"), "digest prefix 'ab' matches 2 entries",
     )  # fmt: skip

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How bytes, durations and counts are written for people."""
+"""Formatting of sizes, durations and counts for display."""
 
 from __future__ import annotations
 
 
 def size(count: float) -> str:
-    """Write a number of bytes in SI units: ``6.5 kB``."""
+    """Format a number of bytes in SI units: ``6.5 kB``."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB"):
@@ -16,7 +16,7 @@ def size(count: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``; nothing at all is ``0 s``."""
+    """Format a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``; zero is ``0 s``."""
     if not value:
         return "0 s"
     if value < 1e-3:
@@ -32,7 +32,7 @@ def seconds(value: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Write a count and its noun: ``1 entry``, ``2 entries``, ``3 hits``, ``4 misses``."""
+    """Format a count with its noun: ``1 entry``, ``2 entries``, ``3 hits``, ``4 misses``."""
     if count == 1:
         return f"1 {noun}"
     ending = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers of this package's own.
+"""A random number generator for this package alone.
 
-Those of :mod:`random` are the program's, which may have seeded them: it gets the same ones whether its kernels are
-compiled or in the cache, and whatever threads of ours do meanwhile.
+The global generator of :mod:`random` belongs to the application, which may have seeded it. It must yield the same
+numbers whether kernels are compiled or cached, and whatever this package's threads do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from random import Random
 
 from cuda_progcache._util import forks
 
-#: Seeded by the system, and anew in a forked child. For what is no secret.
+#: Seeded by the operating system, and reseeded in a forked child. Not for secrets.
 chance = Random()  # noqa: S311
 
 forks.in_child(chance.seed)

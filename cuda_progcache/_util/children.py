@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of this package's own modules, that answer over pipes."""
+"""Child processes that run a module of this package and communicate over pipes."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 
 
 def start_module(module: str, env: Mapping[str, str] | None = None, **given: Any) -> subprocess.Popen[Any]:
-    """Run a module of this package in a new process, with pipes for its input and its output unless others are given.
+    """Run a module of this package in a new process, by default with pipes for stdin and stdout.
 
     Parameters
     ----------
     module : str
-        ``python -m`` of it.
+        The module to run with ``python -m``.
     env : mapping, optional
-        Its environment; None: this process's.
+        The environment of the process; by default that of the current one.
     **given
-        For ``subprocess.Popen``: ``stdin`` and ``stdout`` in place of pipes, too.
+        Arguments for ``subprocess.Popen``; ``stdin`` and ``stdout`` replace the pipes.
     """
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    # -P: else a json.py in the working directory would be imported in place of Python's own.
+    # -P: otherwise a json.py in the working directory would be imported in place of Python's own.
     command = [next(interpreters(), sys.executable), "-P", "-m", module]
     environment = {**(os.environ if env is None else env), "PYTHONPATH": path}
     return subprocess.Popen(command, env=environment, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **given})
 
 
 def interpreters() -> Iterator[str]:
-    """Interpreters of this very Python, the likeliest first.
+    """Yield the paths of interpreters of the running Python, the most likely first.
 
-    ``sys.executable`` may be empty, or an application that embeds Python, and starting that would do anything.
+    ``sys.executable`` may be empty, or an application that embeds Python and that must not be started.
     """
     frozen = getattr(sys, "frozen", False)
     own = () if frozen else (sys.executable, getattr(sys, "_base_executable", ""))
@@ -45,17 +45,17 @@ def interpreters() -> Iterator[str]:
 
 
 def _can_start(path: str) -> bool:
-    # For who this process acts as: the real user may be another one, as in a service that changed its user.
+    # Check for the effective user: the real user may differ, as in a service that changed its user.
     return os.access(path, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """End a process at once, and close its pipes."""
+    """Kill a process and close its pipes."""
     process.kill()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             try:
                 stream.close()
             except BrokenPipeError:
-                continue  # it was gone already, with something unread
+                continue  # the process had ended before it read everything
     process.wait()

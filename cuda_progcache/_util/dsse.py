@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signed statements: DSSE envelopes (Dead Simple Signing Envelope, protocol 1.0) over in-toto Statements v1.
 
-Envelopes are made with ``securesystemslib``, and opened with ``cryptography`` alone, which a hit has to wait for: both
-come with the extra ``sign``. Any kind of key signs; those that a reader lists are Ed25519.
+Envelopes are created with ``securesystemslib``, but opened with ``cryptography`` alone, since a hit has to wait for the
+import. Both come with the extra ``sign``. Any kind of key can sign; a reader's keys must be Ed25519.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-#: What an envelope may have at most: signatures, and characters of its statement.
+#: The most signatures in an envelope, and the most characters in its statement.
 _MOST_SIGNATURES, _LONGEST = 16, 1 << 20
 
 
 class UnsignedError(ValueError):
-    """Not an envelope that one of the keys has signed. Whoever opens one catches it: it says what is wrong."""
+    """The envelope isn't signed by any of the keys. The message says why; callers that open envelopes catch this."""
 
 
 def signer_from_pem(path: str) -> CryptoSigner:
@@ -34,9 +34,9 @@ def signer_from_pem(path: str) -> CryptoSigner:
     Raises
     ------
     ProgCacheError
-        The extra ``sign`` isn't installed, or the file is no such key.
+        The extra ``sign`` isn't installed, or the file isn't such a key.
     OSError
-        It can't be read.
+        The file can't be read.
     """
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -49,18 +49,18 @@ def signer_from_pem(path: str) -> CryptoSigner:
     try:
         return CryptoSigner(load_pem_private_key(content, password=None))
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ProgCacheError(f"{path} is no private key that can be used here (PEM, unencrypted): {error}") from error
+        raise ProgCacheError(f"{path} isn't a supported private key (unencrypted, PEM): {error}") from error
 
 
 def sign(statement: Mapping[str, Any], *signers: Signer) -> dict[str, Any]:
-    """Put a statement into an envelope.
+    """Sign a statement and return the envelope.
 
     Parameters
     ----------
     statement : mapping
-        An in-toto statement; JSON.
+        An in-toto statement, as JSON values.
     *signers : securesystemslib.signer.Signer
-        One or more.
+        One or more signers.
     """
     from securesystemslib.dsse import Envelope
 
@@ -72,12 +72,12 @@ def sign(statement: Mapping[str, Any], *signers: Signer) -> dict[str, Any]:
 
 
 def public_key(given: str) -> Ed25519PublicKey:
-    """An Ed25519 public key: 64 hex digits, or the path of a PEM file.
+    """Return an Ed25519 public key, given as 64 hex digits or as the path of a PEM file.
 
     Raises
     ------
     ProgCacheError
-        The extra ``sign`` isn't installed, or it is no such key.
+        The extra ``sign`` isn't installed, or the file isn't such a key.
     OSError
         The file can't be read.
     """
@@ -95,28 +95,28 @@ def public_key(given: str) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ProgCacheError(f"{given} is no public key (PEM): {error}") from error
+        raise ProgCacheError(f"{given} isn't a public key in PEM format: {error}") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise ProgCacheError(f"{given} is no Ed25519 key, and others aren't taken for programs")
+        raise ProgCacheError(f"{given} isn't an Ed25519 key; other keys can't verify programs")
     return key
 
 
 def opened(envelope: object, keys: Iterable[Ed25519PublicKey]) -> Any:
-    """The statement in an envelope that at least one of the keys has signed.
+    """Return the statement in an envelope that at least one of the keys has signed.
 
-    The key ids in it are hints that nobody has signed: each key is tried.
+    The key ids in an envelope aren't signed, so they are ignored and every key is tried.
 
     Raises
     ------
     UnsignedError
-        There is none.
+        The envelope is malformed, or none of the keys has signed it.
     """
     from cryptography.exceptions import InvalidSignature
 
     try:
         payload, signatures = _parts(envelope)
     except (KeyError, TypeError, ValueError) as error:
-        raise UnsignedError(f"its signature is no DSSE envelope of a statement ({error})") from error
+        raise UnsignedError(f"its signature isn't a DSSE envelope with an in-toto statement ({error})") from error
     signed = pre_authentication_encoding(payload)
     for key in keys:
         for signature in signatures:
@@ -127,13 +127,13 @@ def opened(envelope: object, keys: Iterable[Ed25519PublicKey]) -> Any:
             try:
                 return json.loads(payload)
             except (ValueError, RecursionError) as error:
-                raise UnsignedError("what was signed is no JSON") from error
+                raise UnsignedError("the signed statement isn't JSON") from error
     raise UnsignedError("none of the listed keys has signed it")
 
 
 def _parts(envelope: Any) -> tuple[bytes, list[bytes]]:
     if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise ValueError("of another type")
+        raise ValueError("unknown payload type")
     payload, signatures = envelope["payload"], envelope["signatures"]
     if len(payload) > _LONGEST or len(signatures) > _MOST_SIGNATURES:
         raise ValueError("too large")
@@ -143,6 +143,6 @@ def _parts(envelope: Any) -> tuple[bytes, list[bytes]]:
 
 
 def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
-    """What is signed: DSSE's PAE over type and payload, each with its length."""
+    """Return the bytes to sign: DSSE's PAE of the type and the payload, each with its length."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)

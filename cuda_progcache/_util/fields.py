@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of named fields, made without importing :mod:`typing` and :mod:`dataclasses`.
+"""Named tuples and dataclasses, created without importing :mod:`typing` and :mod:`dataclasses`.
 
-A process that only wants a cached kernel would spend a third of its time on those two (and on ``inspect``, which
-dataclasses import) and on the code that they generate. :func:`dataclass` and :class:`NamedTuple` here make the same
-classes of the same declarations, so far as this package uses them. Type checkers see the originals, and so do the
-functions of :mod:`dataclasses`: what ``fields``, ``replace`` and ``asdict`` look for is made when they look.
+A process that only needs a cached kernel would spend a third of its time on importing these two (and ``inspect``, which
+dataclasses imports) and on the code that they generate. This module's :func:`dataclass` and :class:`NamedTuple` create
+the same classes from the same declarations, as far as this package uses them. Type checkers see the originals. The
+functions of :mod:`dataclasses` work, too: the attributes that ``fields``, ``replace`` and ``asdict`` need are created
+when they are first accessed.
 
-Annotations have to be strings (``from __future__ import annotations``): nothing here evaluates them.
+Annotations must be strings (``from __future__ import annotations``): this module doesn't evaluate them.
 """
 
 from __future__ import annotations
 
 try:
     from _collections import _tuplegetter as _getter  # type: ignore[import-not-found]  # as collections itself does
-except ImportError:  # another Python
+except ImportError:  # not CPython
     from operator import itemgetter
 
     def _getter(index: int, doc: str) -> Any:
@@ -31,7 +32,7 @@ _FIELDS = "__dataclass_fields__"
 
 
 class _TupleType(type):
-    """Makes of the body of a class what :class:`typing.NamedTuple` makes of it."""
+    """The metaclass that turns a class body into the class that :class:`typing.NamedTuple` would create from it."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> Any:
         if not bases:
@@ -43,9 +44,10 @@ class _TupleType(type):
 
 
 def _methods(names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`collections.namedtuple` gives a class, which compiles it of source text: a quarter millisecond each.
+    """Return the methods that :func:`collections.namedtuple` would give a class.
 
-    A hit in a new process makes two dozen of them.
+    namedtuple compiles its methods from source text, which takes a quarter of a millisecond per class; a hit in a new
+    process creates two dozen classes.
     """
     number = len(names)
 
@@ -56,7 +58,7 @@ def _methods(names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]
             try:
                 given += tuple([named.pop(name) if name in named else defaults[name] for name in names[len(given) :]])
             except KeyError as exc:
-                raise TypeError(f"{cls.__name__} misses a value for {exc.args[0]!r}") from None
+                raise TypeError(f"{cls.__name__} is missing a value for {exc.args[0]!r}") from None
         if named:
             name = next(iter(named))
             what = "two values for" if name in names else "no field"
@@ -103,7 +105,7 @@ def _methods(names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]
 
 
 class _Signature:
-    """The signature of a class of named fields, made when somebody looks."""
+    """The signature of a class of named fields, created on access."""
 
     def __init__(self, names: tuple[str, ...], defaults: dict[str, Any]) -> None:
         self._names, self._defaults = names, defaults
@@ -116,11 +118,11 @@ class _Signature:
 
 
 class _Tuple(metaclass=_TupleType):
-    """The base in whose place :class:`_TupleType` puts a tuple."""
+    """The base class to declare; :class:`_TupleType` replaces it with ``tuple``."""
 
 
 class _Field:
-    """What is special about a field."""
+    """The options of a field declared with :func:`field`."""
 
     def __init__(self, default: Any, make: Callable[[], Any] | None, *, shown: bool, compared: bool) -> None:
         self.default = default
@@ -134,7 +136,7 @@ _PLAIN = _Field(_NONE, None, shown=True, compared=True)
 
 
 class _Declaration:
-    """The fields of a class, and the methods that follow from them."""
+    """The declared fields of a class, from which its methods are made."""
 
     def __init__(self, cls: type, *, frozen: bool) -> None:
         given = {name: vars(cls)[name] for name in cls.__annotations__ if name in vars(cls)}
@@ -151,7 +153,7 @@ class _Declaration:
         self.names = tuple(cls.__annotations__)
 
     def twin(self) -> Any:
-        """The class as dataclasses themselves make it of these fields, without what else is in it."""
+        """Return the class that :mod:`dataclasses` creates from the fields alone."""
         if self._twin is None:
             import dataclasses
 
@@ -167,7 +169,7 @@ class _Declaration:
         return self._twin
 
     def methods(self) -> dict[str, Any]:
-        """``__init__``, ``__repr__``, ``__eq__``, ``__hash__``, and what keeps a frozen instance as it is."""
+        """Return ``__init__``, ``__repr__``, ``__eq__`` and ``__hash__``, and what makes an instance frozen."""
         shown = [name for name in self.names if self._special.get(name, _PLAIN).shown]
         compared = [name for name in self.names if self._special.get(name, _PLAIN).compared]
 
@@ -192,7 +194,7 @@ class _Declaration:
         names = self.names
         makers = {name: special.make for name, special in self._special.items() if special.make}
         required = [name for name in names if name not in self._defaults and name not in makers]
-        # Every field, in the order of declaration: that of an instance's state, in whatever order they are given.
+        # All fields in declaration order, which is the order of an instance's state however arguments are ordered.
         blank = {name: self._defaults.get(name) for name in names}
 
         def init(self: object, *values: Any, **named: Any) -> None:
@@ -200,7 +202,7 @@ class _Declaration:
             if values:
                 positional = dict(zip(names, values, strict=False))
                 if len(values) > len(names) or positional.keys() & named.keys():
-                    raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each of them once")
+                    raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each at most once")
                 named = positional | named
             state.update(named)
             if len(state) > len(names):
@@ -208,7 +210,7 @@ class _Declaration:
                 raise TypeError(f"{type(self).__name__} got an unexpected argument {unknown!r}")
             for name in required:
                 if name not in named:
-                    raise TypeError(f"{type(self).__name__} misses an argument: {name}")
+                    raise TypeError(f"{type(self).__name__} is missing an argument: {name}")
             for name, make in makers.items():
                 if name not in named:
                     state[name] = make()
@@ -221,7 +223,7 @@ class _Declaration:
 
 
 class _OfTwin:
-    """An attribute that :mod:`dataclasses` look for, taken from the twin when they do."""
+    """An attribute that :mod:`dataclasses` looks up, taken from the twin on access."""
 
     def __init__(self, declared: _Declaration, name: str) -> None:
         self.declared = declared
@@ -234,17 +236,17 @@ class _OfTwin:
 def _refuse(self: object, name: str, *_: object) -> None:
     from dataclasses import FrozenInstanceError
 
-    raise FrozenInstanceError(f"{type(self).__name__} can't be altered: {name!r}")
+    raise FrozenInstanceError(f"{type(self).__name__} is immutable: can't set or delete {name!r}")
 
 
 def _dataclass(cls: type | None = None, /, *, frozen: bool = False) -> Any:
-    """As :func:`dataclasses.dataclass`, for a class that has no dataclass for a base."""
+    """Work like :func:`dataclasses.dataclass`, for a class without a dataclass as a base."""
     if cls is None:
         return lambda cls: _dataclass(cls, frozen=frozen)
     declared = _Declaration(cls, frozen=frozen)
     own = vars(cls)
     for name, method in declared.methods().items():
-        if own.get(name) is None:  # a class that defines its __eq__ alone has None for a hash
+        if own.get(name) is None:  # a class that defines only __eq__ has __hash__ = None
             setattr(cls, name, method)
     for name in (_FIELDS, "__dataclass_params__"):
         setattr(cls, name, _OfTwin(declared, name))
@@ -259,12 +261,12 @@ def _field(
     repr: bool = True,  # noqa: A002
     compare: bool = True,
 ) -> Any:
-    """As :func:`dataclasses.field`."""
+    """Work like :func:`dataclasses.field`."""
     return _Field(default, default_factory, shown=repr, compared=compare)
 
 
 def _replace(instance: Any, /, **changes: Any) -> Any:
-    """As :func:`dataclasses.replace`, for a dataclass of either kind."""
+    """Work like :func:`dataclasses.replace`, for dataclasses of this module and of the standard library."""
     ours = vars(type(instance)).get(_FIELDS)
     if not isinstance(ours, _OfTwin):
         import dataclasses

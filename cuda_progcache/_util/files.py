@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that other processes replace, remove and damage while we look at them.
+"""Operations on files that other processes may replace, remove and damage at the same time.
 
-Everything here works on plain ``str`` paths: :mod:`pathlib` costs more than the system calls it wraps.
+All functions take plain ``str`` paths: :mod:`pathlib` costs more than the system calls it wraps.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 WINDOWS = os.name == "nt"
 
-#: Never follow a link someone planted, never hang on a FIFO, never leak into a child; text mode is a Windows matter.
+#: Never follow a planted link, hang on a FIFO, or leak the descriptor into a child; O_BINARY matters on Windows only.
 READ_FLAGS = os.O_RDONLY
-#: A look that is no use: "last used" stays as it is. For files of our own alone; others' refuse it (EPERM).
+#: Read a file without changing its access time. The kernel refuses it (EPERM) for other users' files.
 QUIETLY = getattr(os, "O_NOATIME", 0)
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
     READ_FLAGS |= getattr(os, _flag, 0)
@@ -31,15 +31,15 @@ CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 for _flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
     CREATE_FLAGS |= getattr(os, _flag, 0)
 
-#: Seconds before each try; 185 ms in all. A virus scanner or a reader holds a file for less than that.
+#: Delay in seconds before each attempt, 185 ms in total. A virus scanner or a reader holds a file for less time.
 SHARING_DELAYS = (0.0, 0.005, 0.010, 0.020, 0.050, 0.100)
 _SHARING_WINERRORS = (5, 32, 33)  # access denied (delete pending), sharing violation, lock violation
 
-#: Bytes (256 MiB) from which a file's size is doubted: after a crash, or a `truncate`, it can exceed the memory.
+#: The size (256 MiB) above which a file's size isn't trusted: after a crash or `truncate`, it may exceed the memory.
 LARGE = 1 << 28
 
-#: A file changed this recently (ns) could change again without its time stamps showing it; where they are whole
-#: seconds (ext4 with small inodes, old NFS, FAT), this recently.
+#: A file changed less than this long ago (ns) may change again without its time stamps changing. The coarse value is
+#: for time stamps in whole seconds (ext4 with small inodes, old NFS, FAT).
 CLOCK_TICK_NS = 20_000_000
 COARSE_TICK_NS = 2_000_000_000
 
@@ -48,29 +48,29 @@ Signature = tuple[int, int, int, int]
 
 
 def identity(st: os.stat_result) -> Identity:
-    """Inode, size and mtime (ns): while they stay, it is the file that was looked at."""
+    """Return inode, size and mtime (ns); while they are unchanged, the path names the same file."""
     return (st.st_ino, st.st_size, st.st_mtime_ns)
 
 
 def signature(st: os.stat_result) -> Signature:
-    """Inode, size, mtime and ctime (ns): while they stay, the file's content does, if it :func:`is_settled`."""
+    """Return inode, size, mtime and ctime (ns); while they are the same, so is a file that :func:`is_settled`."""
     return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
 def is_settled(st: os.stat_result, now: int) -> bool:
-    """Whether any further change of a file will show in its :func:`signature`; ``now`` in nanoseconds."""
+    """Return whether any further change of a file will change its :func:`signature`; ``now`` is in nanoseconds."""
     latest = max(st.st_mtime_ns, st.st_ctime_ns)
     coarse = not (st.st_mtime_ns % 1_000_000_000 or st.st_ctime_ns % 1_000_000_000)
     return now - latest > (COARSE_TICK_NS if coarse else CLOCK_TICK_NS)
 
 
 def is_missing(exc: OSError) -> bool:
-    """Whether nothing lies at a path, or something that isn't a directory lies on the way to it."""
+    """Return whether an error means that there is no file at a path: ENOENT, ENOTDIR or ELOOP."""
     return isinstance(exc, (FileNotFoundError, NotADirectoryError)) or exc.errno == errno.ELOOP
 
 
 def is_sharing_violation(exc: OSError) -> bool:
-    """Whether Windows refused because another process has the file open just now."""
+    """Return whether Windows refused an operation because another process has the file open."""
     if not WINDOWS or not isinstance(exc, PermissionError):
         return False
     winerror = getattr(exc, "winerror", None)
@@ -78,12 +78,12 @@ def is_sharing_violation(exc: OSError) -> bool:
 
 
 def retry_sharing(operation: Callable[[], T]) -> T:
-    """Run ``operation``, again for a while where Windows reports a sharing violation.
+    """Run ``operation``; retry it for a while if Windows reports a sharing violation.
 
     Raises
     ------
     OSError
-        Whatever ``operation`` raised last; the violation itself when the time (185 ms) is used up.
+        The last error of ``operation``; a sharing violation if it persists for 185 ms.
     """
     for delay in SHARING_DELAYS[1:]:
         try:
@@ -96,7 +96,7 @@ def retry_sharing(operation: Callable[[], T]) -> T:
 
 
 def replace(source: str, target: str) -> None:
-    """``os.replace``, patient with Windows."""
+    """Call ``os.replace``, with retries on Windows."""
     if WINDOWS:
         retry_sharing(lambda: os.replace(source, target))
     else:
@@ -104,7 +104,7 @@ def replace(source: str, target: str) -> None:
 
 
 def unlink(path: str) -> None:
-    """``os.unlink``, patient with Windows."""
+    """Call ``os.unlink``, with retries on Windows."""
     if WINDOWS:
         retry_sharing(lambda: os.unlink(path))
     else:
@@ -112,11 +112,11 @@ def unlink(path: str) -> None:
 
 
 def read_descriptor(fd: int, size: int) -> bytes:
-    """All the bytes of an open file of ``size`` bytes; what it grew by meanwhile shows as a longer result."""
+    """Return all the bytes of an open file of ``size`` bytes; more if the file has grown in the meantime."""
     data = os.read(fd, size + 1)
     if len(data) >= size:
         return data
-    # A short read: a huge file (2 GiB at once at most), a signal, or a file cut under us. Again, into one block.
+    # A short read: a huge file (one read returns at most 2 GiB), a signal, or a truncated file. Read everything again.
     del data
     os.lseek(fd, 0, os.SEEK_SET)
     with io.FileIO(fd, closefd=False) as file:
@@ -126,19 +126,19 @@ def read_descriptor(fd: int, size: int) -> bytes:
 def read_regular(
     path: str, *, largest: int | None = LARGE, quietly: bool = False
 ) -> tuple[bytes | None, os.stat_result]:
-    """Bytes and status of a regular file; no bytes where something else (link, FIFO, directory, device) lies there.
+    """Return the bytes and status of a regular file; None for the bytes of a link, FIFO, directory or device.
 
     Parameters
     ----------
     largest : int or None
-        No bytes either of a file of more than this many; ``None``: someone has vouched for its size.
+        The largest size in bytes to read; a larger file also yields None. None means no limit: its size is trusted.
     quietly : bool
-        Leave the file's time of access as it is, where that can be done.
+        Don't change the file's access time, if that is possible.
 
     Raises
     ------
     OSError
-        It isn't there or can't be read.
+        The file doesn't exist or can't be read.
     """
     flags = READ_FLAGS | QUIETLY if quietly else READ_FLAGS
     if WINDOWS:
@@ -157,7 +157,7 @@ def _read_regular(path: str, largest: int | None, flags: int) -> tuple[bytes | N
     except FileNotFoundError:
         raise
     except OSError:
-        # A link gives ELOOP, EMLINK or EFTYPE, a socket ENXIO, a directory on Windows EACCES: ask what it is instead.
+        # A link gives ELOOP, EMLINK or EFTYPE, a socket ENXIO, a directory on Windows EACCES: check the type instead.
         status = os.lstat(path)
         if stat.S_ISREG(status.st_mode):
             raise
@@ -187,28 +187,28 @@ def write_new(
     mode : int
         Permission bits, before the umask.
     sync : bool
-        Flush the file to the disk (``fsync``) before it is closed.
+        Flush the file to disk (``fsync``) before closing it.
     at_least : int
-        Those of ``mode`` that the umask doesn't take away.
+        The bits of ``mode`` to set whatever the umask.
     on_failure : callable, optional
-        Removes what was written in part; default: unlink it, which is right for a name that is ours alone.
+        Called with the path to remove a partial file. The default unlinks it, which is right for a unique name.
 
     Returns
     -------
     os.stat_result
-        Of the file as it was written.
+        The status of the written file.
 
     Raises
     ------
     OSError
-        The file is removed again, as far as that can be done.
+        The file can't be written. A partial file has been removed, if possible.
     """
-    # Windows: a file removed just now keeps its name as long as someone reads it.
+    # On Windows, a removed file keeps its name as long as another process reads it.
     fd = retry_sharing(lambda: os.open(path, CREATE_FLAGS, mode)) if WINDOWS else os.open(path, CREATE_FLAGS, mode)
     try:
         try:
             written = os.write(fd, data)
-            if written < len(data):  # 2 GiB at once at most, or a signal
+            if written < len(data):  # one write takes at most 2 GiB, or a signal came
                 view = memoryview(data)
                 while written < len(data):
                     written += os.write(fd, view[written:])
@@ -229,26 +229,26 @@ def write_new(
 def put_in_place(
     path: str, data: bytes, *, staged: str, mode: int, sync: bool = False, at_least: int = 0o600, new: bool = False
 ) -> os.stat_result:
-    """Write a file in one step: others see what lay there before, or all of it.
+    """Write a file atomically: other processes see the previous file or the complete new one.
 
     Parameters
     ----------
     staged : str
-        A name of ours on the same file system, for as long as it is written.
+        A unique temporary name on the same file system.
     mode, sync, at_least
         As for :func:`write_new`.
     new : bool
-        Leave what lies there, if something does (FileExistsError).
+        Raise FileExistsError instead of replacing an existing file.
 
     Returns
     -------
     os.stat_result
-        Of the file.
+        The status of the file.
 
     Raises
     ------
     OSError
-        Nothing has changed.
+        The file can't be written; ``path`` is unchanged.
     """
     try:
         status = write_new(staged, data, mode=mode, sync=sync, at_least=at_least)
@@ -263,12 +263,12 @@ def put_in_place(
 
 
 def move_new(source: str, target: str) -> None:
-    """Rename a file to where nothing lies (FileExistsError: something does, and ``source`` stays).
+    """Rename a file to a name that doesn't exist; otherwise raise FileExistsError and leave ``source`` in place.
 
-    Where the file system has no links, nearly so: there is a moment between the look and the renaming.
+    On a file system without hard links, another process can create ``target`` between the check and the rename.
     """
     if WINDOWS:
-        os.rename(source, target)  # never onto what is there
+        os.rename(source, target)  # fails if the target exists
         return
     try:
         os.link(source, target)
@@ -283,7 +283,7 @@ def move_new(source: str, target: str) -> None:
 
 
 def read_on(fd: int, start: int) -> bytes:
-    """What lies in an open file from an offset on."""
+    """Return the bytes of an open file from an offset to its end."""
     os.lseek(fd, start, os.SEEK_SET)
     tail = os.read(fd, 1 << 15)
     while tail and (part := os.read(fd, 1 << 15)):
@@ -303,7 +303,7 @@ def sync_directory(path: str) -> None:
 
 
 def unlink_quietly(path: str) -> bool:
-    """Remove a file that nobody needs any more; ``False`` where that failed and it is left for later."""
+    """Remove a file that is no longer needed; return False if that fails and the file is left for later."""
     try:
         unlink(path)
     except OSError:
@@ -317,7 +317,7 @@ def remove_if_same(path: str, seen: Identity) -> bool:
     Returns
     -------
     bool
-        Whether it is gone by our hand. ``False``: replaced by another writer, vanished, or held open (Windows).
+        Whether this call removed the file. False if the file was replaced, no longer exists, or is open (Windows).
 
     Raises
     ------

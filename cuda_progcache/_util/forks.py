@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that a forked child makes to start anew: it has none of its parent's threads, and counts for itself."""
+"""Functions to call in a forked child to reset its state: it has none of the parent's threads, and its own counters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     _Owner: TypeAlias = weakref.ref[object]
 
-#: In the order in which they were registered; by identity, since an object may be equal to another, or unhashable.
+#: Registered methods in order; keyed by identity, since an object may be equal to another, or unhashable.
 _methods: dict[int, tuple[_Owner, Callable[[Any], Any]]] = {}
 
 
 def in_child(call: Callable[[], Any]) -> None:
-    """Call something in each child that this process forks.
+    """Register a function to call in each child that this process forks.
 
     Parameters
     ----------
     call : callable
-        A method doesn't keep its object alive, and is forgotten with it; anything else is held for good.
+        A method doesn't keep its object alive, and is dropped with it. Any other callable is kept forever.
     """
     if isinstance(call, types.MethodType):
         owner = weakref.ref(call.__self__, _forget)
@@ -33,7 +33,7 @@ def in_child(call: Callable[[], Any]) -> None:
         os.register_at_fork(after_in_child=call)
 
 
-def _forget(owner: _Owner, methods: dict[int, Any] = _methods) -> None:  # a module's names end before some objects
+def _forget(owner: _Owner, methods: dict[int, Any] = _methods) -> None:  # globals may be gone before some objects are
     methods.pop(id(owner), None)
 
 
@@ -44,10 +44,10 @@ def _call_methods() -> None:
         try:
             if living is not None:
                 method(living)
-        except Exception as exc:  # noqa: BLE001 - the others start anew all the same
+        except Exception as exc:  # noqa: BLE001 - the others must run, too
             failed.append(exc)
     if failed:
-        raise ExceptionGroup("after a fork", failed)  # which os.fork() writes to stderr
+        raise ExceptionGroup("after a fork", failed)  # os.fork() writes it to stderr
 
 
 in_child(_call_methods)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values for JSON, which has no infinities and no NaN (RFC 8259, section 6)."""
+"""Conversion of values to JSON, which has no infinities and no NaN (RFC 8259, section 6)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON can hold it: numbers that aren't finite become their text (``"inf"``, ``"-inf"``, ``"nan"``).
+    """Replace non-finite numbers in a value with strings (``"inf"``, ``"-inf"``, ``"nan"``), which JSON can hold.
 
     Parameters
     ----------
     value : object
-        Mappings, lists and tuples are gone through; everything else stays as it is.
+        Mappings, lists and tuples are converted recursively; other values are returned unchanged.
     """
     if isinstance(value, float):
         return value if value - value == 0 else repr(value)

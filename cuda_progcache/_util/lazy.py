@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made when it is first asked for: names of a package, properties of an object."""
+"""Lazy evaluation: names of a package that are imported, and properties that are computed, on first access."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing typing takes 9 ms, and this is imported with every package
+TYPE_CHECKING = False  # importing typing takes 9 ms, and every package imports this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from functools import cached_property
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     kept_property = cached_property
 else:
 
-    class kept_property:  # noqa: N801 - as functools.cached_property, whose place it takes
-        """A property whose value is kept in the object.
+    class kept_property:  # noqa: N801 - named like functools.cached_property, which it replaces
+        """A property whose value is computed once and kept in the object.
 
-        :class:`functools.cached_property` holds a lock of the class while it makes a value (up to Python 3.11), and a
-        child forked at that moment waits for it for ever. Here two threads may both make a value; the first is kept.
+        :class:`functools.cached_property` holds a lock per class while it computes a value (up to Python 3.11), and a
+        child forked at that moment waits for it forever. With this class, two threads may both compute a value; the
+        first is kept.
         """
 
         def __init__(self, make: Callable[[Any], Any]) -> None:
@@ -33,16 +34,16 @@ else:
 
 
 def take(package: dict[str, Any], homes: Mapping[str, str], name: str) -> Any:
-    """Import a name, for a package's ``__getattr__``; the next time it is there.
+    """Import a name for a package's ``__getattr__``, and store it in the package for the next access.
 
     Parameters
     ----------
     package : dict
         The package's globals.
     homes : Mapping of str to str
-        Its names, and the modules below it that they come from.
+        The package's names, and the submodules that define them.
     name : str
-        Which.
+        The name to import.
 
     Raises
     ------
@@ -52,6 +53,6 @@ def take(package: dict[str, Any], homes: Mapping[str, str], name: str) -> Any:
     home = homes.get(name)
     if home is None:
         raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
-    module = __import__(f"{package['__name__']}.{home}", fromlist=[name])  # importlib itself takes a while to import
+    module = __import__(f"{package['__name__']}.{home}", fromlist=[name])  # importing importlib takes time
     value = package[name] = getattr(module, name)
     return value

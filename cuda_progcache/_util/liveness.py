@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns a file that was left behind, and whether that process still lives.
+"""Owners of files that were left behind, and whether their processes are still alive.
 
-A process id alone says little: ids are reused, a cache directory is shared by machines and containers, and it outlives
-reboots. An :class:`Owner` therefore also names the machine, the boot and the process's start time. The names are
-file-name safe, so that they can stand in the name of a staging file.
+A process id alone isn't enough: ids are reused, machines and containers share a cache directory, and the directory
+outlives reboots. An :class:`Owner` therefore also identifies the machine, the boot and the process's start time. Its
+text is safe in file names, so that it can be part of the name of a staging file.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 
 _UNKNOWN = "0"
-#: What is written and renamed within seconds, was left behind when it is older than this (in seconds) and its owner
-#: can't be asked after.
+#: The age in seconds at which a temporary file counts as left behind if it can't be known whether its owner is alive;
+#: a live owner renames it within seconds.
 LITTER_AGE = 3600.0
 
 
 class Owner(NamedTuple):
-    """A process, told apart from every other one that writes to the same directory.
+    """The identity of a process, distinct from every other process that writes to the same directory.
 
     Attributes
     ----------
     host : str
         12 hex digits for machine and process-id namespace: containers on one machine don't see each other's processes.
     boot : str
-        12 hex digits for this boot of it, ``"0"`` where the system doesn't tell.
+        12 hex digits for the boot of the machine; ``"0"`` if unknown.
     pid : int
         Process id.
     start : int
-        Start time in clock ticks since boot (``/proc/<pid>/stat``, field 22), 0 where the system doesn't tell.
+        Start time in clock ticks since boot (``/proc/<pid>/stat``, field 22); 0 if unknown.
     """
 
     host: str
@@ -47,7 +47,7 @@ class Owner(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
-        """The owner that ``str(owner)`` named, ``None`` where ``text`` isn't one."""
+        """Parse the text of ``str(owner)``; return None if it isn't one."""
         host, _, rest = text.partition("-")
         boot, _, rest = rest.partition("-")
         pid, _, start = rest.partition("-")
@@ -56,7 +56,7 @@ class Owner(NamedTuple):
         return cls(host, boot, int(pid), int(start))
 
     def is_alive(self) -> bool | None:
-        """Whether the process still runs; ``None`` where that can't be known (another machine, no ``/proc``)."""
+        """Return whether the process still runs; None if that can't be known (another machine, no ``/proc``)."""
         here = current_owner()
         if self == here:
             return True
@@ -71,14 +71,14 @@ class Owner(NamedTuple):
 
 
 def is_left_behind(owner: str, status: os.stat_result) -> bool:
-    """Whether a file lies there because the process that made it is gone.
+    """Return whether a file was left behind by a process that no longer runs.
 
     Parameters
     ----------
     owner : str
-        Who made it, as ``str(owner)`` says.
+        The process that made the file, as the text of an :class:`Owner`.
     status : os.stat_result
-        Of the file.
+        The status of the file.
     """
     known = Owner.parse(owner)
     alive = None if known is None else known.is_alive()
@@ -88,7 +88,7 @@ def is_left_behind(owner: str, status: os.stat_result) -> bool:
 
 
 def current_owner() -> Owner:
-    """Name the process that calls, also right after a fork."""
+    """Return the identity of the current process; correct right after a fork, too."""
     return _owner(os.getpid())
 
 
@@ -107,7 +107,7 @@ def _host() -> str:
         try:
             namespace = os.readlink("/proc/self/ns/pid")
         except OSError:
-            namespace = "unknown"  # no /proc: then no process's start time is known either, and nothing is called dead
+            namespace = "unknown"  # no /proc: start times are unknown, too, and no process is considered dead
     name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
     return _short(name, _first_line("/etc/machine-id"), namespace)
 
@@ -119,28 +119,28 @@ def _boot() -> str:
 
 def _first_line(path: str) -> str:
     try:
-        with open(path, "rb") as file:  # as text it could need a codec's module, which a chroot or `setuid` can hide
+        with open(path, "rb") as file:  # text mode may import a codec, which chroot or `setuid` can make unreadable
             return file.readline().strip().decode("ascii", "replace")
     except OSError:
         return ""
 
 
 def _start_time(pid: int) -> int | None:
-    """Start time of a process in ticks since boot; ``None`` if there is no such process, -1 for a zombie."""
+    """Return the start time of a process in ticks since boot; None if there is no such process, -1 for a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except OSError:
         return None
-    fields = stat[stat.rindex(b")") + 2 :].split()  # the name in parentheses may hold blanks and parentheses
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name in parentheses may contain spaces and parentheses
     return -1 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def _hidden(pid: int) -> bool:
-    """Whether a process that ``/proc`` doesn't show is there all the same (another user's, ``hidepid``)."""
+    """Return whether a process exists that ``/proc`` doesn't show (another user's, with ``hidepid``)."""
     try:
-        os.kill(pid, 0)  # only reached where /proc is, so never on Windows, where this would kill
-    except (ProcessLookupError, OverflowError):  # a file name's number may be none that a process can have
+        os.kill(pid, 0)  # reached only if there is a /proc, so never on Windows, where it would kill the process
+    except (ProcessLookupError, OverflowError):  # a number from a file name may be too large for a process id
         return False
     except OSError:
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks that a fork can't leave locked in the child."""
+"""Locks that are never left locked in a forked child."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import weakref
 
 
 class ForkSafeLock(type(threading.RLock())):  # type: ignore[misc]  # its methods are C, and a hit calls four of them
-    """A reentrant lock around state in memory; a fork waits until nobody holds it.
+    """A reentrant lock for state in memory; a fork waits until no thread holds it.
 
-    So the child finds the lock free and what it guards whole. Hold it for memory operations only, never for I/O, never
-    two at once, and make none while holding one.
+    The child therefore finds the lock free and the guarded state consistent. Hold it for memory operations only, never
+    for I/O. Never hold two at once, and don't create one while holding another.
     """
 
     __slots__ = ()
@@ -24,10 +24,10 @@ class ForkSafeLock(type(threading.RLock())):  # type: ignore[misc]  # its method
 
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
-#: Held through a fork: nobody adds a lock that the fork wouldn't know of, and two forks don't wait for each other's.
-#: Reentrant, as the locks are: a fork out of a signal handler that interrupted a holder must not wait for itself.
+#: Held during a fork, so that no thread adds a lock that the fork would miss, and two forks can't deadlock. Reentrant,
+#: like the locks: a fork in a signal handler that interrupted a holder must not wait for itself.
 _registry = threading.RLock()
-_held: list[list[ForkSafeLock]] = []  # by the forks in progress: one, or those of nested signal handlers
+_held: list[list[ForkSafeLock]] = []  # the locks of each fork in progress: one, or those of nested signal handlers
 
 
 def _before_fork() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mode of the cache: one switch over programs, header manifests, compiled templates and memoized calls.
+"""The mode of the cache: one switch for programs, header manifests, compiled templates and memoized calls.
 
 ========== ================================ ============================ =====================
-mode       looked up                        kept                         a program that isn't there
+mode       looked up                        kept                         a missing program
 ========== ================================ ============================ =====================
 ``rw``     yes                              yes                          is compiled and kept
 ``ro``     yes                              nothing, on any disk         is compiled
@@ -10,13 +10,13 @@ mode       looked up                        kept                         a progr
 ``frozen`` yes                              nothing, on any disk         is an error
 ========== ================================ ============================ =====================
 
-Templates are rendered and memoized functions run in every mode; ``frozen`` is ``ro`` to them. What code asks for
-(``CompileService(mode=...)``, ``FileStreamProgramCache(mode=...)``, ``--mode``) holds where it is asked for;
-``CUDA_PROGCACHE`` holds everywhere else, and is read at each use. Memoized functions follow the variable alone: they
-belong to no service, and a service's mode is that of its programs, templates and recorded calls.
+Templates are rendered and memoized functions run in every mode; for them, ``frozen`` is the same as ``ro``. A mode set
+in code (``CompileService(mode=...)``, ``FileStreamProgramCache(mode=...)``) or with ``--mode`` applies to that object
+or command. Otherwise ``CUDA_PROGCACHE`` applies, and is read at each use. Memoized functions follow the variable alone:
+they belong to no service, and a service's mode applies to its programs, templates and recorded calls.
 
-To ``cuda.core``, which knows a store as a mapping alone, a miss in a frozen store is the error that ends the compile.
-A store in memory is a variable of the program's own: it takes what it is given in every mode.
+``cuda.core`` uses a store only as a mapping, so a miss in a frozen store raises the error that ends the compile. A
+store in memory is a plain object of the application: it accepts entries in every mode.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ if TYPE_CHECKING:
 MODES = ("rw", "ro", "off", "frozen")
 VARIABLE = "CUDA_PROGCACHE"
 
-# To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns: each hit asks.
+# Each hit checks the variable. Testing an unset variable takes 1 us in os.environ, and 30 ns in its dictionary.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 _raw: str | bytes = VARIABLE if os.name == "nt" else VARIABLE.encode()
 
 
 def current() -> str:
-    """The mode that ``CUDA_PROGCACHE`` names; ``rw`` where it is unset or empty (ModeError: there is no such mode)."""
+    """Return the mode set by ``CUDA_PROGCACHE``, ``rw`` if it is unset or empty; raise ModeError if it is invalid."""
     if _raw not in _variables:
         return "rw"
     return checked(os.environ[VARIABLE].strip() or "rw", VARIABLE)
 
 
 def chosen(mode: str | None) -> str:
-    """The mode that was asked for; None: that of the environment (ModeError: there is no such mode)."""
+    """Return the given mode, or that of the environment if it is None; raise ModeError if it is invalid."""
     return current() if mode is None else checked(mode, "mode")
 
 
 def of(cache: object) -> str:
-    """The mode in which a cache is used: its own, where it was given one, else that of the environment."""
+    """Return the mode in which a cache is used: its own if it has one, otherwise that of the environment."""
     own = getattr(cache, "mode", None)
     return own if own in MODES else current()
 
 
 def why_dropped(cache: object) -> str:
-    """Why a cache didn't take a program that was compiled for it."""
+    """Return the reason why a cache didn't keep a program that was compiled for it."""
     mode = of(cache)
     return "the cache dropped it (see its warning)" if mode == "rw" else f"nothing is kept in mode {mode!r}"
 
 
 def checked(mode: str, where: str) -> str:
-    """The mode, if it is one.
+    """Return the mode if it is valid.
 
     Raises
     ------
     ModeError
-        It is none.
+        The mode is invalid.
     """
     if mode in MODES:
         return mode

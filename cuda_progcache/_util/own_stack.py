@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function called as if by nobody: how deep its caller is in the stack doesn't decide what it can do."""
+"""Calls of recursive functions that don't depend on the depth of the caller's stack."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 def on_own_stack(function: Callable[[Any], T], argument: Any) -> T:
-    """Call a function; where that recurses too deeply, once more in a thread, which has a whole stack.
+    """Call a function; if it recurses too deeply, call it again in a new thread, which has an empty stack.
 
-    JSON is read and written recursively. What nests some hundred levels deep can be read by a caller at the bottom of
-    the stack, and not by one far up.
+    JSON is read and written recursively. A value nested some hundred levels deep may be readable for a caller near the
+    bottom of the stack, but not for one whose own stack is deep.
 
     Raises
     ------
     ValueError
-        It recurses too deeply even so.
+        The function recurses too deeply even in a new thread.
     RecursionError
-        No thread can be started, so that nothing is known.
+        No thread can be started, so the call can't be repeated.
     """
     try:
         return function(argument)
@@ -31,8 +31,8 @@ def on_own_stack(function: Callable[[Any], T], argument: Any) -> T:
             from concurrent.futures import ThreadPoolExecutor
 
             alone = ThreadPoolExecutor(1)
-            done = alone.submit(function, argument)  # takes more frames than to wait for it
-        except RuntimeError:  # no room for it, no more threads, or the interpreter is shutting down
+            done = alone.submit(function, argument)  # submit takes more frames than waiting for the result
+        except RuntimeError:  # the stack is full, no thread can be started, or the interpreter is shutting down
             raise far_up from None
         with alone:
             try:

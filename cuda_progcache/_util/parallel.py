@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many small calls at once, where each of them waits: for the file system, or for a server."""
+"""Concurrency for many small calls that each wait for the file system or a server."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: Unlinking a file takes 10 µs, or half a millisecond where the file system is mounted with ``discard`` (each freed
-#: block is a request to the device) or lies on a server; eight requests at once then take little longer than one.
+#: Unlinking a file takes 10 µs, or half a millisecond if the file system is mounted with ``discard`` (each freed block
+#: is a request to the device) or is on a server. Eight such requests at once take little longer than one.
 THREADS = 8
-#: Seconds that a call on average must take for help to be worth its start.
+#: The mean duration of a call, in seconds, above which starting threads pays off.
 _SLOW = 100e-6
-#: Calls after which that is known.
+#: The number of calls over which the mean is measured.
 _TRIED = 8
 
 
 def for_each(items: Iterable[T], action: Callable[[T], object], threads: int = THREADS) -> None:
-    """Call ``action`` with each item: in the caller's thread, and with helpers where the first calls were slow.
+    """Call ``action`` with each item: in the caller's thread, and in helper threads if the first calls were slow.
 
-    When this returns or raises, no helper runs any more.
+    When this function returns or raises, all helper threads have ended.
 
     Parameters
     ----------
     items : iterable
-        Drawn one by one as they are needed, in any of the threads.
+        The items; drawn one by one as they are needed, in any of the threads.
     action : callable
-        Called in any of the threads.
+        The function to call, in any of the threads.
     threads : int
-        How many there may be, the caller's included.
+        The most threads to use, including the caller's.
 
     Raises
     ------
     BaseException
-        The first that ``action`` or ``items`` raised; what was begun is finished, the rest is left.
+        The first exception that ``action`` or ``items`` raised. Calls in progress are finished, no others are started.
     """
     remaining = iter(items)
-    drawing = threading.Lock()  # a generator can't be asked by two at once
+    drawing = threading.Lock()  # two threads can't advance a generator at once
     failed: list[BaseException] = []
     end = object()
 
@@ -74,7 +74,7 @@ def for_each(items: Iterable[T], action: Callable[[T], object], threads: int = T
         run()
     finally:
         with drawing:
-            remaining = iter(())  # an interrupt in this thread stops the others, too
+            remaining = iter(())  # so that an interrupt in this thread stops the others, too
         for helper in helpers:
             helper.join()
     if failed:

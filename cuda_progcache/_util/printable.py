@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from records, file names and logs, made safe to print: the one place where it is escaped."""
+"""Escaping of text from records, file names and logs before it is printed."""
 
 from __future__ import annotations
 
 import re
 
-# C0 and C1 controls, which steer terminals; marks that change the direction of text or can't be seen; what isn't text.
+# C0 and C1 controls, which terminals interpret; invisible characters and marks of text direction; surrogates.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
 
 def printable(value: str) -> str:
-    r"""Write what would steer a terminal, or hide, as Python escapes it: ``\x1b``, ``\u202e``. Lines and tabs stay."""
+    r"""Escape control and invisible characters as Python does: ``\x1b``, ``\u202e``. Newlines and tabs are kept."""
     return _UNSAFE.sub(_escaped, value)
 
 
@@ -24,5 +24,5 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def one_line(value: str) -> str:
-    r"""As :func:`printable`, in one line: a name can't look like more than one."""
+    r"""Escape newlines and tabs, too, unlike :func:`printable`, so that a name can't look like several lines."""
     return printable(value).replace("\n", "\\n").replace("\t", "\\t")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which recorded call runs in this thread or task: what it asks for is its child, and has it as a parent.
+"""The recorded call that is running in the current thread or task: the parent of whatever it asks for.
 
-Known down here, so that a compile can say who asked for it without knowing anything of how calls are kept.
+This module is on the lowest floor so that a compile can name its caller without depending on the storage of calls.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 
 from cuda_progcache._util.warning import asking, caller
 
-TYPE_CHECKING = False  # importing typing takes 9 ms, and a hit in a new process needs this
+TYPE_CHECKING = False  # importing typing takes 9 ms, and a hit in a new process imports this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, ParamSpec, TypeVar
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """A call whose body runs now.
+    """A call whose body is running.
 
     Parameters
     ----------
     key : str
-        Under which it is, or will be, recorded.
+        The key under which the call is, or will be, recorded.
     name : str
-        What people know it by.
+        The call's name for display.
     parent : Running or None
-        The call whose body made it.
+        The enclosing call.
 
     Attributes
     ----------
     children : dict
-        Keys of the calls whose results it used, in their order.
+        Keys of the calls whose results this call has used, in order.
     """
 
     __slots__ = ("children", "key", "name", "parent")
@@ -47,32 +47,32 @@ class Running:
         self.children: dict[Any, None] = {}
 
     def outwards(self) -> Iterator[Running]:
-        """The call and those around it, the innermost first."""
+        """Yield this call and its enclosing calls, innermost first."""
         around: Running | None = self
         while around is not None:
             yield around
             around = around.parent
 
 
-#: The innermost call whose body runs in this thread or task.
+#: The innermost call whose body is running in the current thread or task.
 running: ContextVar[Running | None] = ContextVar("cuda_progcache_running", default=None)
 
 
 def under_way() -> Iterator[Running]:
-    """The calls whose bodies run here, the innermost first."""
+    """Yield the calls whose bodies are running in the current thread or task, innermost first."""
     around = running.get()
     return iter(()) if around is None else around.outwards()
 
 
 def note_child(key: str) -> None:
-    """Tell the call that runs here, if there is one, that it used another call's result."""
+    """Note in the current call, if there is one, that it used another call's result."""
     around = running.get()
     if around is not None:
         around.children[key] = None
 
 
 class run:  # noqa: N801 - used as a function
-    """Let a call be the one that runs here, and a child of the one around it: ``with run(key, name) as body``."""
+    """Make a call the current one, as a child of the enclosing call: ``with run(key, name) as body``."""
 
     def __init__(self, key: str, name: str) -> None:
         self._made = Running(key, name, running.get())
@@ -87,15 +87,15 @@ class run:  # noqa: N801 - used as a function
 
 
 def asked_by() -> list[dict[str, str]]:
-    """Who asks for what is made here, as a record has it: ``[{"name", "key"}]``, or nothing."""
+    """Return the current call in the form for a record, ``[{"name", "key"}]``; an empty list if there is none."""
     around = running.get()
     return [] if around is None else [{"name": around.name, "key": str(around.key)}]
 
 
 def here(work: Callable[P, R]) -> Callable[P, R]:
-    """Give ``work`` to be called in another thread, where the same call runs as here; once per result of this.
+    """Return ``work`` wrapped for another thread, so that it runs under the current call; use each wrapper once.
 
-    Warnings point at the line that asked for it, as they do here.
+    Warnings from ``work`` point at the same line as warnings from the current thread.
     """
     context = copy_context()
     context.run(asking.set, caller())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders for what is needed for a moment."""
+"""Temporary folders."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import weakref
 
 
 class ScratchFolder:
-    """A folder in the temporary directory, removed when it is closed, and at the latest when this process ends.
+    """A folder in the temporary directory, removed when closed, and at the latest when the process ends.
 
-    Its removal is arranged for before it is made. A signal between the two leaves a folder of
-    :class:`tempfile.TemporaryDirectory` behind, and none of these. A forked child leaves it to its parent.
+    Its removal is registered before it is created, so a signal between the two leaves no folder behind, unlike with
+    :class:`tempfile.TemporaryDirectory`. A forked child leaves the folder to its parent.
 
     Parameters
     ----------
     prefix : str
-        What its name begins with.
+        The beginning of the folder's name.
 
     Attributes
     ----------
     path : str
+        The path of the folder.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -33,7 +34,7 @@ class ScratchFolder:
         os.mkdir(self.path, 0o700)
 
     def close(self) -> None:
-        """Remove it."""
+        """Remove the folder."""
         _remove(self.path, self._owner)
 
     def __enter__(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts as they may be shown: without what lets people into a service."""
+"""Masking of credentials in text to be shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _OPTIONS = r"password|passwd|pwd|token|secret|access_key|secret_key|sig|signatur
 
 
 def masked(text: str) -> str:
-    """One value, as it may be shown: with no user and password before a host, and no value of an option of that kind.
+    """Replace the user and password in a URL, and the values of its password-like options, with ``***``.
 
     >>> masked("redis://ci:abc@host:6379/0")
     'redis://***@host:6379/0'
@@ -18,6 +18,6 @@ def masked(text: str) -> str:
         return text
     import re
 
-    # To the last @, whatever stands before it: in a password that wasn't encoded there may be anything.
+    # Match up to the last @: an unencoded password may contain any character.
     text = re.sub(r"(?s)([A-Za-z][A-Za-z0-9+.-]*://).*@", r"\1***@", text)
     return re.sub(rf"(?is)([?&](?:{_OPTIONS})=)[^&\s#]*", r"\1***", text)

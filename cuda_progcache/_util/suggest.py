@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nearest valid name, for messages about a misspelled one."""
+"""Suggestions of valid names for messages about misspelled ones."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate most like `name`, or None where none is alike.
+    """Return the candidate most similar to `name`, or None if none is similar.
 
     Parameters
     ----------
     name : str
-        What was written.
+        The unknown name.
     candidates : iterable of str
-        What would have been valid.
+        The valid names.
 
     Returns
     -------
     str or None
     """
-    import difflib  # 5 ms, and only an error needs it
+    import difflib  # takes 5 ms, and only an error needs it
 
     choices = sorted(set(candidates))
     folded = {choice.casefold(): choice for choice in choices}
@@ -35,21 +35,21 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, listing: str = "valid") -> str:
-    """Return the tail of a message about an unknown `name`: the nearest candidate, else a few of all.
+    """Return the end of a message about an unknown `name`: the nearest candidate, or else up to 20 candidates.
 
     Parameters
     ----------
     name : str
-        What was written.
+        The unknown name.
     candidates : iterable of str
-        What would have been valid.
+        The valid names.
     listing : str
-        The word before the list of candidates when none is near.
+        The word before the list of candidates if none is similar.
 
     Returns
     -------
     str
-        ``"; did you mean 'block'?"``, ``"; valid: block, dtype"``, or ``""`` where there are no candidates.
+        ``"; did you mean 'block'?"``, ``"; valid: block, dtype"``, or ``""`` if there are no candidates.
     """
     choices = sorted(set(candidates))
     if not choices:

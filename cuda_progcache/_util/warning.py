@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings that point at the line that called into this package, however deep in it the trouble is."""
+"""Warnings that point at the line that called into this package, however deep the call stack within it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Place(NamedTuple):
-    """A line of Python code, as :func:`warnings.warn_explicit` takes it."""
+    """A line of Python code, in the form that :func:`warnings.warn_explicit` takes."""
 
     file: str
     line: int
@@ -25,12 +25,12 @@ class Place(NamedTuple):
     registry: dict[Any, Any]
 
 
-#: The line that asked for what a thread of ours does: such a thread's own stack doesn't lead there.
+#: The line on whose behalf one of this package's threads works; the thread's own call stack doesn't contain it.
 asking: ContextVar[Place | None] = ContextVar("cuda_progcache_asking", default=None)
 
 
 def caller() -> Place:
-    """The line outside this package that called into it; where all are inside, as in a command, the outermost."""
+    """Return the line outside this package that called into it; in a command, which has none, the outermost line."""
     known = asking.get()
     if known is not None:
         return known
@@ -42,7 +42,7 @@ def caller() -> Place:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn of something, at the line outside this package that led to it.
+    """Issue a warning at the line that called into this package.
 
     Parameters
     ----------

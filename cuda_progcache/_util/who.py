@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who runs here: host, process and command line, as people look for them in their logs."""
+"""The identity of the current process for logs: host, process id and command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.secrets import masked
 
-#: Characters of a command line that are kept.
+#: Characters of a command line to keep.
 _LONGEST = 256
 
 
@@ -22,9 +22,9 @@ class Who(NamedTuple):
     host : str
         The machine's name.
     pid : int
-        The process that asked, where a worker process compiled for it.
+        Id of the process; if a worker process compiled, of the process that asked for it.
     command : str
-        Its command line, as it can be typed, but that no URL in it has a user or a password; cut at 256 characters.
+        The command line, quoted for a shell, with credentials in URLs masked; truncated to 256 characters.
     """
 
     host: str
@@ -36,20 +36,20 @@ _acts_for: list[Who] = []
 
 
 def who() -> Who:
-    """The process that runs here, or the one that it works for."""
+    """Return the current process, or the process that it works for."""
     if _acts_for:
         return _acts_for[-1]
     return Who(os.uname().nodename if hasattr(os, "uname") else "", os.getpid(), _command())
 
 
 def act_for(host: str, pid: int, command: str) -> None:
-    """Say from now on that another process asked: this one is its worker."""
+    """Make :func:`who` return another process, whose worker this one is."""
     _acts_for[:] = [Who(host, int(pid), command)]
 
 
 def _command() -> str:
     words = getattr(sys, "orig_argv", None) or getattr(sys, "argv", None) or [sys.executable]
-    # Program text after -c isn't for a log.
+    # Leave long program text after -c out of logs.
     shown = ["..." if n and words[n - 1] == "-c" and len(word) > 40 else word for n, word in enumerate(words)]
     told = shlex.join(map(masked, shown)).encode("utf-8", "replace").decode()
     return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 3]}..."

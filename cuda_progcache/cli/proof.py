@@ -157,12 +157,13 @@ def check_command(
     with _cache_at(session, path) as cache:
         service = CompileService(cache, library=library_at(manifest), include_path=include_paths)
         proof = service.check(lock_file, archs=archs, kernels=kernels or None)
+        where = f"{path or session.root()}{' and its tiers' if getattr(cache, 'tiers', ()) else ''}"
     if junit is not None:
         _write_junit(junit, proof)
     if session.json:
         output.emit({"path": path or session.root(), **proof.to_dict()})
     else:
-        _print_proof(proof, path or session.root())
+        _print_proof(proof, where)
     return ExitCode.OK if proof.ok else ExitCode.FAILED
 
 
@@ -186,7 +187,7 @@ def _cache_at(session: Session, path: Path | None) -> Iterator[ProgramCacheResou
             yield unpacked
 
 
-def _print_proof(proof: Proof, where: Path) -> None:
+def _print_proof(proof: Proof, where: str) -> None:
     wrong = [program for program in proof.programs if program.status not in {"hit", "skipped"}]
     made = output.table(("status", "program", "why"))
     for program in wrong[:_ROWS]:

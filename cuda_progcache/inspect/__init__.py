@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is inside a binary: bytes in, named values out.
+"""Inspection of binaries: functions from bytes to named values.
 
-`resource_usage` gives registers, spills and memory of each kernel of a cubin, `occupancy` what runs of one at once,
-`instructions` the machine code with its source lines, `diff` what differs between two binaries, and `Cubin` the parts
-of the file. What shows machine code takes nvdisasm; nothing here takes a GPU or a cache. Each name is imported when it
-is first used.
+`resource_usage` returns registers, spills and memory of each kernel in a cubin, `occupancy` how many blocks of a kernel
+run at once, `instructions` the machine code with its source lines, `diff` the differences between two binaries, and
+`Cubin` the parts of the file. Functions that show machine code need nvdisasm; none needs a GPU or a cache. Each name is
+imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between two binaries: kernel by kernel, in machine code and in what they use.
+"""The differences between two binaries: kernel by kernel, in machine code and in resource usage.
 
-Machine code is compared as :func:`~cuda_progcache.inspect.listing.normalised` gives it, so what only moved is equal.
-PTX is compared line by line, anything else byte by byte.
+Machine code is compared as :func:`~cuda_progcache.inspect.listing.normalised` returns it, so code that only moved is
+equal. PTX is compared line by line, anything else byte by byte.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _PTX = re.compile(rb"^\s*\.version\s", re.MULTILINE)
 
 
 class KernelDiff(NamedTuple):
-    """What differs of one kernel.
+    """The differences in one kernel.
 
     Attributes
     ----------
     name : str
-        As it stands in the newer binary; in the older one, if it is gone there.
+        The kernel's name in the newer binary, or in the older one if the newer doesn't have the kernel.
     before, after : Resources or None
-        What it uses; None where it isn't there.
+        The kernel's resource usage; None if that binary doesn't have the kernel.
     lines : tuple of str
-        A unified diff of the machine code; empty where that is equal, or the kernel stands on one side only.
+        A unified diff of the machine code; empty if the code is equal, or only one binary has the kernel.
     """
 
     name: str
@@ -48,7 +48,7 @@ class KernelDiff(NamedTuple):
 
     @property
     def deltas(self) -> dict[str, tuple[int | None, int | None]]:
-        """Field of :class:`Resources` to its values before and after, where they differ."""
+        """The fields of :class:`Resources` that differ, with their values before and after."""
         if self.before is None or self.after is None:
             return {}
         old, new = self.before._asdict(), self.after._asdict()
@@ -56,16 +56,16 @@ class KernelDiff(NamedTuple):
 
 
 class BinaryDiff(NamedTuple):
-    """What differs between two binaries.
+    """The differences between two binaries.
 
     Attributes
     ----------
     equal : bool
-        The bytes are equal.
+        Whether the bytes are equal.
     kernels : tuple of KernelDiff
-        Of two cubins, in the order of the newer one; those that are gone come last.
+        For two cubins, the kernels in the order of the newer one; removed kernels come last.
     lines : tuple of str
-        Of two PTX texts: a unified diff.
+        For two PTX texts, a unified diff.
     """
 
     equal: bool
@@ -74,7 +74,7 @@ class BinaryDiff(NamedTuple):
 
     @property
     def same_code(self) -> bool:
-        """Whether the machine code of every kernel is equal; of what isn't a cubin, whether the bytes are."""
+        """Whether every kernel is the same in code and resources; for anything but cubins, whether the bytes are."""
         if self.equal:
             return True
         return bool(self.kernels) and all(one.kind == "same" for one in self.kernels)
@@ -88,17 +88,17 @@ def diff(before: bytes, after: bytes, context: int = 3) -> BinaryDiff:
     before, after : bytes
         Cubins, PTX, or LTO-IR.
     context : int
-        Equal lines around each difference.
+        The number of equal lines to show around each difference.
 
     Returns
     -------
     BinaryDiff
-        Of two cubins by kernel, of two PTX texts by line; else it says whether they are equal.
+        The differences: by kernel for two cubins, by line for two PTX texts, otherwise only whether they are equal.
 
     Raises
     ------
     InspectError
-        If a cubin is damaged, or nvdisasm isn't installed or refuses it.
+        If a cubin is corrupt, or nvdisasm isn't installed or rejects it.
     """
     if before.startswith(_CUBIN) and after.startswith(_CUBIN):
         return BinaryDiff(before == after, _by_kernel(before, after, context))
@@ -119,7 +119,7 @@ def _by_kernel(before: bytes, after: bytes, context: int) -> tuple[KernelDiff, .
         other = counterparts.get(name)
         lines: tuple[str, ...] = ()
         if other is not None:
-            # Its own name stands in the code where it is the target of a label; under another name that isn't a change.
+            # The code may contain the kernel's own name as a label; a renamed kernel isn't a changed one.
             texts = [line.replace(other, name) for line in normalised(old_code[other])]
             lines = _unified(texts, normalised(new_code[name]), context)
         found.append(KernelDiff(name, None if other is None else old[other], used, lines))
@@ -132,15 +132,15 @@ def _unified(before: list[str], after: list[str], context: int) -> tuple[str, ..
 
 
 def paired(before: list[str], after: list[str]) -> Mapping[str, str]:
-    """Which kernel of an older binary each of a newer one is compared with.
+    """Match each kernel of a newer binary with the kernel of an older one to compare it with.
 
-    The one of the same name; of the others, in their order, one of the same identifier (two instances of a template);
-    and if one is left on each side, these two.
+    A kernel is matched with the kernel of the same name. The others are matched, in order, with a kernel of the same
+    identifier (two instances of a template). If one is then left on each side, those two are matched.
 
     Returns
     -------
     Mapping
-        Name in ``after`` to name in ``before``; those without a counterpart aren't there.
+        Name in ``after`` to name in ``before``, without kernels that have no counterpart.
     """
     found = {name: name for name in after if name in before}
     free = [name for name in before if name not in found]
@@ -157,7 +157,7 @@ def paired(before: list[str], after: list[str]) -> Mapping[str, str]:
 
 
 def identifier(name: str) -> str:
-    """The function's own name in a mangled one: ``gemv`` in ``_ZN3lib4gemvIfEEvPT_``; another name as it is."""
+    """Return the function's own name from a mangled one: ``gemv`` from ``_ZN3lib4gemvIfEEvPT_``; others unchanged."""
     if not name.startswith("_Z"):
         return name
     rest, nested = name[2:], False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cubin as the ELF file that it is: sections, symbols, and the attributes in ``.nv.info``.
+"""Parsing of cubins as ELF files: sections, symbols, and the attributes in ``.nv.info``.
 
-A cubin is a 64-bit little-endian ELF file (``elf(5)``) for the machine ``EM_CUDA`` (190). NVIDIA publishes no
-specification of what is its own in it; the numbers here are those of ``cuobjdump -elf`` and ``nvdisasm``, version 13.5.
+A cubin is a 64-bit little-endian ELF file (``elf(5)``) for the machine ``EM_CUDA`` (190). NVIDIA doesn't publish a
+specification of its extensions; the numbers here are those of ``cuobjdump -elf`` and ``nvdisasm``, version 13.5.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ET_REL = 1
 _STT_FUNC = 2
 _STO_CUDA_ENTRY = 0x10
 
-#: How other things begin that people take for a cubin, what they are, and what to do about it.
+#: The first bytes of files that are mistaken for cubins, what they are, and what to do about it.
 _OTHERS = (
     (b"\xed\x43\x4e\x7f", "LTO-IR; link it to a cubin first: registers and memory are assigned there"),
     (b"BC\xc0\xde", "NVVM bitcode; compile it to a cubin first"),
@@ -34,7 +34,7 @@ _PTX = "PTX, which is text; compile it to a cubin first: registers and memory ar
 
 
 class Section(NamedTuple):
-    """A section: its name, ``sh_flags``, where it lies in the file and how long it is (bytes)."""
+    """A section: its name, ``sh_flags``, and its offset in the file and size (bytes)."""
 
     name: str
     flags: int
@@ -43,7 +43,7 @@ class Section(NamedTuple):
 
 
 class Symbol(NamedTuple):
-    """A symbol: its name, the number of its section, and where it begins there and how long it is (bytes)."""
+    """A symbol: its name, the number of its section, and its offset in the section and size (bytes)."""
 
     name: str
     section: int
@@ -56,7 +56,7 @@ class Symbol(NamedTuple):
 class Attribute(NamedTuple):
     """One ``EIATTR_...`` of a ``.nv.info`` section.
 
-    ``value`` is what stands in the attribute itself (formats 1 to 3), ``payload`` the bytes that follow it (format 4).
+    ``value`` is the value in the attribute itself (formats 1 to 3), ``payload`` the bytes that follow it (format 4).
     """
 
     number: int
@@ -70,23 +70,24 @@ class Cubin:
     Parameters
     ----------
     data : bytes
-        The file.
+        The content of the file.
 
     Attributes
     ----------
     arch : int
         The architecture as a number: 90 is ``sm_90``.
     linked : bool
-        False of a relocatable one (``-rdc=true``): addresses, stacks and shared memory are settled when it is linked.
+        False for a relocatable cubin (``-rdc=true``): its addresses, stacks and shared memory are assigned at link
+        time.
     sections : dict
-        Name to section.
+        The sections by name.
     symbols : list
-        In the order of the file: attributes name symbols by their number.
+        The symbols in the order of the file; attributes refer to symbols by number.
 
     Raises
     ------
     InspectError
-        If this isn't a cubin, or a damaged one; the message says what it is instead.
+        If the data isn't a cubin (the message says what it is instead), or is corrupt.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -125,7 +126,7 @@ class Cubin:
         return found
 
     def bytes_of(self, section: Section) -> bytes:
-        """The contents of a section (raises ValueError where the file ends before it)."""
+        """Return the contents of a section; raise ValueError if the file ends before the section does."""
         end = section.offset + section.size
         if end > len(self.data):
             raise ValueError(f"section {section.name} ends at byte {end}")
@@ -135,21 +136,21 @@ class Cubin:
         return self.data[offset : self.data.index(b"\0", offset)].decode("utf-8", "surrogateescape")
 
     def kernels(self) -> list[Symbol]:
-        """The kernels, in the order of the file."""
+        """Return the kernels, in the order of the file."""
         return [symbol for symbol in self.symbols if symbol.is_kernel and symbol.section]
 
     def size_of(self, section: str) -> int:
-        """Bytes in a section; 0 where there is none of that name."""
+        """Return the size of a section in bytes; 0 if there is no section of that name."""
         found = self.sections.get(section)
         return 0 if found is None else found.size
 
     def attributes(self, section: str) -> list[Attribute]:
-        """The attributes in a ``.nv.info`` section; none where there is no such section.
+        """Return the attributes in a ``.nv.info`` section; an empty list if there is no such section.
 
         Raises
         ------
         InspectError
-            If they end before they should.
+            If the section is truncated.
         """
         found = self.sections.get(section)
         if found is None:
@@ -174,22 +175,22 @@ def _attributes(info: bytes) -> list[Attribute]:
 
 
 def _damaged(data: bytes, error: Exception) -> InspectError:
-    return InspectError(f"this cubin of {len(data)} bytes is damaged, or of a later format: {error}")
+    return InspectError(f"this cubin of {len(data)} bytes is corrupt, or has a newer format: {error}")
 
 
 def check_cubin(data: bytes) -> None:
-    """Refuse what isn't a cubin.
+    """Check that data begins like a cubin.
 
     Raises
     ------
     InspectError
-        The message says what it is instead, and what to do about it.
+        If it doesn't; the message says what the data is instead, and what to do about it.
     """
     if data.startswith(_MAGIC):
         return
     if not data:
-        raise InspectError("not a cubin: there are no bytes at all")
+        raise InspectError("not a cubin: it is empty (0 bytes)")
     what = next((words for magic, words in _OTHERS if data.startswith(magic)), None)
     if what is None and b".version" in data[:4096] and b"\0" not in data[:4096].rstrip(b"\0"):
         what = _PTX
-    raise InspectError(f"not a cubin: this is {what or f'something else ({len(data)} bytes that begin {data[:8]!r})'}")
+    raise InspectError(f"not a cubin: this is {what or f'something else ({len(data)} bytes starting {data[:8]!r})'}")

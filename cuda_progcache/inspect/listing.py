@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instructions of a cubin: what each is, where it came from, how many registers are in use there.
+"""The instructions of a cubin, each with its source line and the number of live registers.
 
-They are read off what ``nvdisasm`` prints (its format as of CUDA 13.5; labels, a column of live registers, and a
-comment where the source line changes). Opcodes are sorted into the classes of the instruction set reference in NVIDIA's
-"CUDA Binary Utilities", memory by the space that is accessed.
+They are parsed from the output of ``nvdisasm`` (in the format of CUDA 13.5: labels, a column of live registers, and a
+comment at each change of source line). Opcodes are sorted into the classes of the instruction set reference in NVIDIA's
+"CUDA Binary Utilities"; memory instructions are classed by the memory space they access.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OPCODE = re.compile(r"(?:@!?U?P\w+\s+)?(\w+)")
 _LOCAL_LABEL = re.compile(r"\.L_x_\d+")
 _NUMBERED = re.compile(r"\$__internal_\d+_\$")
 
-#: Class to opcodes. What begins with a U and isn't here works on uniform registers.
+#: The opcodes of each class. An opcode that begins with a U and isn't listed works on uniform registers.
 _CLASSES = {
     "tensor": "HMMA IMMA DMMA BMMA QMMA OMMA HGMMA IGMMA BGMMA QGMMA UTCHMMA UTCIMMA UTCQMMA UTCOMMA UTCCP UTCBAR "
     "UTCSHIFT UTCATOMSWS LDTM STTM LDT STT WARPGROUP WARPGROUPSET",
@@ -54,7 +54,7 @@ _CLASS_OF = {opcode: name for name, opcodes in _CLASSES.items() for opcode in op
 
 
 class Source(NamedTuple):
-    """A line of a source file; of a rendered kernel, of its template."""
+    """A line of a source file; for a rendered kernel, of its template."""
 
     file: str
     line: int
@@ -66,13 +66,13 @@ class Instruction(NamedTuple):
     Attributes
     ----------
     offset : int
-        Bytes from the start of the kernel's code.
+        Offset in bytes from the start of the kernel's code.
     labels : tuple of str
-        That stand before it: targets of branches, functions within the kernel's code.
+        The labels before the instruction: branch targets, and functions within the kernel's code.
     text : str
-        As nvdisasm prints it.
+        The instruction as nvdisasm prints it.
     live : int or None
-        Registers (32 bits, a thread) that hold something that is still needed here. None: nvdisasm doesn't tell.
+        The number of live registers (32 bits, per thread); None if nvdisasm doesn't print it.
     source : Source or None
         The line that it was compiled from; None without line information (``lineinfo=True``).
     """
@@ -85,15 +85,16 @@ class Instruction(NamedTuple):
 
     @property
     def opcode(self) -> str:
-        """The operation without its modifiers: ``"IMAD"`` of ``@P0 IMAD.WIDE R2, …``."""
+        """The operation without its modifiers: ``"IMAD"`` for ``@P0 IMAD.WIDE R2, …``."""
         found = _OPCODE.match(self.text)
         return found[1] if found else ""
 
 
 def instructions(data: bytes) -> dict[str, tuple[Instruction, ...]]:
-    """The instructions of each kernel of a cubin (runs nvdisasm once, with line information twice: some 350 ms each).
+    """Return the instructions of each kernel of a cubin.
 
-    Functions that were not inlined stand in the code of the kernel that calls them.
+    nvdisasm is run once, or twice if the cubin has line information; a run takes some 350 ms. Functions that weren't
+    inlined are part of the code of the kernel that calls them.
 
     Parameters
     ----------
@@ -103,12 +104,12 @@ def instructions(data: bytes) -> dict[str, tuple[Instruction, ...]]:
     Returns
     -------
     dict
-        Kernel name, as it stands in the cubin, to its instructions in their order, padding at the end left out.
+        Kernel name, as in the cubin, to its instructions in order, without the padding at the end.
 
     Raises
     ------
     InspectError
-        If this isn't a cubin, or nvdisasm isn't installed or refuses it.
+        If the data isn't a cubin, or nvdisasm isn't installed or rejects it.
     """
     cubin = Cubin(data)
     found = _parsed(disassemble(data, "--life-range-mode", "count"))
@@ -121,7 +122,7 @@ def instructions(data: bytes) -> dict[str, tuple[Instruction, ...]]:
         }
     missing = kernels - found.keys()
     if missing:
-        raise InspectError(f"nvdisasm printed no code of {', '.join(sorted(missing))}; its format may have changed")
+        raise InspectError(f"nvdisasm printed no code for {', '.join(sorted(missing))}; its format may have changed")
     return {name: code for name, code in found.items() if name in kernels}
 
 
@@ -162,16 +163,15 @@ def _without_padding(code: list[Instruction]) -> tuple[Instruction, ...]:
 
 
 def mix(code: Iterable[Instruction]) -> dict[str, int]:
-    """How many instructions of each class there are, the most frequent first.
+    """Count the instructions of each class.
 
     Returns
     -------
     dict
-        ``"float"``, ``"half"``, ``"double"``, ``"special"`` (``MUFU``), ``"integer"``, ``"tensor"``, ``"conversion"``,
-        ``"movement"``, ``"uniform"``, ``"global"``, ``"shared"``, ``"local"``, ``"generic"``, ``"constant"``,
-        ``"texture"``, ``"barrier"``, ``"control"`` or ``"other"`` to how many; an instruction counts once, however
-        ``"texture"``, ``"barrier"``, ``"control"`` or ``"other"`` to how many; an instruction counts once, however
-        often it runs.
+        The number of instructions by class, the most frequent first: ``"float"``, ``"half"``, ``"double"``,
+        ``"special"`` (``MUFU``), ``"integer"``, ``"tensor"``, ``"conversion"``, ``"movement"``, ``"uniform"``,
+        ``"global"``, ``"shared"``, ``"local"``, ``"generic"``, ``"constant"``, ``"texture"``, ``"barrier"``,
+        ``"control"`` or ``"other"``. An instruction counts once, however often it runs.
     """
     return dict(Counter(_class(one.opcode) for one in code).most_common())
 
@@ -182,15 +182,15 @@ def _class(opcode: str) -> str:
 
 
 def live_peak(code: Iterable[Instruction]) -> int:
-    """The most registers that are in use at once."""
+    """Return the largest number of registers that are live at once."""
     return max((one.live or 0 for one in code), default=0)
 
 
 def normalised(code: Sequence[Instruction]) -> list[str]:
-    """The instructions as lines that are equal where the code is.
+    """Return the instructions as lines for comparison: equal code gives equal lines.
 
-    Labels are numbered anew in the order in which they stand; offsets are left out, and so are the return addresses
-    that are put into registers before a call.
+    Labels are renumbered in the order of the code. Offsets are left out, and so are return addresses that are moved
+    into registers before a call.
     """
     names: dict[str, str] = {}
     for one in code:
@@ -211,7 +211,7 @@ def normalised(code: Sequence[Instruction]) -> list[str]:
 
 
 def _without_addresses(code: Sequence[Instruction]) -> list[str]:
-    """The texts; an immediate that is the address after a call that follows soon is ``(return)``."""
+    """Return the instructions' texts, with ``(return)`` for the return address of a call that follows closely."""
     texts = [one.text for one in code]
     for number, one in enumerate(code):
         if one.opcode == "CALL" and number + 1 < len(code):

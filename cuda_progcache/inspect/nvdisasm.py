@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disassembly of a cubin, by nvdisasm; where the tools of the CUDA toolkit are.
+"""Disassembly of cubins with nvdisasm, and the search for the CUDA toolkit's tools.
 
-The tools come with the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm
+The tools are in the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm
 (``pip install 'cuda-progcache[inspect]'``), or with a CUDA toolkit on PATH.
 """
 
@@ -18,12 +18,12 @@ from cuda_progcache.inspect.elf import check_cubin
 
 @functools.cache
 def find_tool(name: str) -> str:
-    """Path of ``cuobjdump`` or ``nvdisasm``, found as ``cuda.pathfinder`` finds it, then on PATH.
+    """Return the path of ``cuobjdump`` or ``nvdisasm``, searched for with ``cuda.pathfinder``, then on PATH.
 
     Raises
     ------
     InspectError
-        If it is nowhere; the message names the wheel.
+        If the tool isn't found; the message names the wheel to install.
     """
     import shutil
 
@@ -39,19 +39,19 @@ def find_tool(name: str) -> str:
 
 
 def disassemble(data: bytes, *options: str) -> str:
-    """What ``nvdisasm`` prints of a cubin (some 350 ms).
+    """Run ``nvdisasm`` on a cubin and return its output (some 350 ms).
 
     Parameters
     ----------
     data : bytes
         The cubin.
     *options : str
-        As on its command line.
+        Command-line options of ``nvdisasm``.
 
     Raises
     ------
     InspectError
-        If this isn't a cubin (the message says what it is), or the tool isn't installed or refuses it.
+        If the data isn't a cubin (the message says what it is), or the tool isn't installed or rejects it.
     """
     check_cubin(data)
     tool = find_tool("nvdisasm")
@@ -67,11 +67,11 @@ def disassemble(data: bytes, *options: str) -> str:
 
 
 def sass(data: bytes) -> str:
-    """The disassembly of a cubin: ``nvdisasm --print-code``.
+    """Return the disassembly of a cubin: ``nvdisasm --print-code``.
 
     Raises
     ------
     InspectError
-        As :func:`disassemble`.
+        In the same cases as :func:`disassemble`.
     """
     return disassemble(data, "--print-code")

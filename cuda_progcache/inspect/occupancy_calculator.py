@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many blocks of a kernel run on a multiprocessor at once, and what limits them.
+"""Occupancy: how many blocks of a kernel run on a multiprocessor at once, and what limits them.
 
-The rules are those of ``cuda_occupancy.h`` (CUDA 13.5): registers are given to warps in units of 256 from one of four
-parts of the register file, shared memory to blocks in units of 128 or 256 bytes, and barriers to blocks. The limits of
-each architecture are those of CCCL's ``cuda/__device/arch_traits.h`` and of the table "Technical specifications per
-compute capability" in the CUDA C++ Programming Guide. Tests compare both, compiled, with what is computed here.
+The rules are those of ``cuda_occupancy.h`` (CUDA 13.5): registers are allocated to warps in units of 256 from one of
+four parts of the register file (sm_60: two), shared memory to blocks in units of 128 or 256 bytes, and barriers to
+blocks. The limits of each architecture are those of CCCL's ``cuda/__device/arch_traits.h`` and of the table "Technical
+specifications per compute capability" in the CUDA C++ Programming Guide. Tests compile both headers and compare them
+with the values computed here.
 
-Assumed is what CUDA assumes of a launch: the kernel may use as much dynamic shared memory as it asks for
-(``cudaFuncAttributeMaxDynamicSharedMemorySize``), and the driver gives all of the memory that L1 and shared memory have
-in common to shared memory where blocks need it.
+The assumptions are CUDA's: the kernel may use as much dynamic shared memory as it asks for
+(``cudaFuncAttributeMaxDynamicSharedMemorySize``), and the driver assigns all of the memory that L1 and shared memory
+share to shared memory if blocks need it.
 """
 
 from __future__ import annotations
@@ -32,29 +33,30 @@ _UNLIMITED = 1 << 31
 
 
 class Multiprocessor(NamedTuple):
-    """What a multiprocessor of an architecture has.
+    """The limits of a multiprocessor of an architecture.
 
     Attributes
     ----------
     warps, blocks : int
-        That run at once.
+        The most warps and blocks that run at once.
     registers : int
-        Of 32 bits.
+        The number of 32-bit registers.
     registers_per_block : int
+        The most registers of a block.
     registers_per_thread : int
-        Of a launch that is allowed; the compiler gives 255 at most.
+        The most registers per thread with which a launch is allowed; the compiler uses at most 255.
     register_parts : int
-        Parts of the register file; a warp has its registers in one of them.
+        The number of parts of the register file; a warp's registers are all in one part.
     shared_bytes : int
-        Shared memory.
+        The size of shared memory.
     shared_bytes_per_block : int
-        With what CUDA keeps for itself.
+        The most shared memory of a block, including the memory that CUDA reserves.
     reserved_shared_bytes : int
-        What CUDA keeps of each block's.
+        The shared memory that CUDA reserves in each block.
     shared_unit : int
-        Bytes; a block's shared memory is a multiple of it.
+        The allocation unit in bytes; a block's shared memory is rounded up to a multiple of it.
     barriers : int
-        0: as many as blocks can use (before sm_90).
+        The number of barriers; 0 if blocks can't run out of them (before sm_90).
     """
 
     warps: int
@@ -70,7 +72,7 @@ class Multiprocessor(NamedTuple):
     barriers: int
 
 
-#: Architecture to (warps, blocks, KiB of shared memory, barriers for each of the blocks, where they can run out).
+#: Architecture to (warps, blocks, KiB of shared memory, barriers per block; 0 if blocks can't run out of them).
 _ARCHS = {
     50: (64, 32, 64, 0),
     52: (64, 32, 96, 0),
@@ -95,15 +97,15 @@ _ARCHS = {
     120: (48, 24, 100, 1),
     121: (48, 24, 100, 1),
 }
-#: Those whose blocks have half of the register file at most.
+#: The architectures whose blocks may use at most half of the register file.
 _SMALL_BLOCKS = {53, 62}
 
 
 class Cliff(NamedTuple):
-    """How much of one resource a kernel would have to use less for more warps to run.
+    """The smallest reduction of one resource that lets more warps run.
 
-    ``resource`` is ``"registers"`` (a thread) or ``"shared_bytes"`` (a block), ``fewer`` how many less, ``warps`` how
-    many run then.
+    ``resource`` is ``"registers"`` (per thread) or ``"shared_bytes"`` (per block), ``fewer`` is the reduction, and
+    ``warps`` the number of warps that then run.
     """
 
     resource: str
@@ -112,23 +114,23 @@ class Cliff(NamedTuple):
 
 
 class Occupancy(NamedTuple):
-    """What runs of a kernel on a multiprocessor at once.
+    """The occupancy of a multiprocessor by a kernel.
 
     Attributes
     ----------
     block_size : int
-        Threads.
+        Threads per block.
     dynamic_shared_bytes : int
-        A block.
+        Dynamic shared memory per block.
     blocks, warps : int
-        That run at once; 0 if such a block can't be launched.
+        The number that run at once; 0 if such a block can't be launched.
     most_warps : int
-        That could run at once.
+        The most warps that can run at once.
     limiters : tuple of str
-        What allows no more blocks: some of ``"registers"``, ``"shared_bytes"``, ``"warps"``, ``"blocks"``,
-        ``"barriers"``, and ``"threads"`` where a block is larger than the architecture or the kernel allows.
+        The limits that are reached: some of ``"registers"``, ``"shared_bytes"``, ``"warps"``, ``"blocks"``,
+        ``"barriers"``, and ``"threads"`` if the block is larger than the architecture or the kernel allows.
     cliffs : tuple of Cliff
-        For each of registers and shared memory, where less of it alone would let more blocks run.
+        The reductions of registers and of shared memory that would, on their own, let more blocks run.
     """
 
     block_size: int
@@ -141,32 +143,32 @@ class Occupancy(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Warps that run, of those that could: 0 to 1."""
+        """The fraction of the possible warps that run: 0 to 1."""
         return self.warps / self.most_warps
 
 
 def archs() -> tuple[str, ...]:
-    """The architectures whose limits are known: ``sm_50``, ``sm_52`` and so on."""
+    """Return the architectures whose limits are known: ``sm_50``, ``sm_52`` and so on."""
     return tuple(f"sm_{number}" for number in sorted(_ARCHS))
 
 
 def multiprocessor(arch: str | int) -> Multiprocessor:
-    """What a multiprocessor has.
+    """Return the limits of a multiprocessor.
 
     Parameters
     ----------
     arch : str or int
-        ``"sm_90a"``, ``"90"`` or 90; letters after the number don't count.
+        ``"sm_90a"``, ``"90"`` or 90; letters after the number are ignored.
 
     Raises
     ------
     InspectError
-        If nothing is known of it; the message names the architectures that are known.
+        If the architecture is unknown; the message names the known ones.
     """
     number = _number(arch)
     if number not in _ARCHS:
         known = ", ".join(f"sm_{one}" for one in _ARCHS)
-        raise InspectError(f"the multiprocessors of {arch!r} aren't known here; those of {known} are")
+        raise InspectError(f"unknown architecture {arch!r}: the limits of its multiprocessors are known for {known}")
     warps, blocks, shared, barriers = _ARCHS[number]
     reserved = _KIB if number >= 80 else 0
     return Multiprocessor(
@@ -195,22 +197,22 @@ def occupancy(used: Resources, arch: str | int, block_size: int, dynamic_shared_
     Parameters
     ----------
     used : Resources
-        What the kernel uses.
+        The kernel's resource usage.
     arch : str or int
         ``"sm_90"`` or 90.
     block_size : int
-        Threads of a block, at least 1.
+        Threads per block, at least 1.
     dynamic_shared_bytes : int
-        Shared memory of a block beside the static one.
+        Dynamic shared memory per block, in addition to the static.
 
     Raises
     ------
     InspectError
-        If the architecture isn't known, or a figure is out of range.
+        If the architecture is unknown, or an argument is out of range.
     """
     if block_size < 1 or dynamic_shared_bytes < 0:
         raise InspectError(
-            f"a block has at least one thread and no negative shared memory: block_size = {block_size}, "
+            f"block_size must be at least 1 and dynamic_shared_bytes at least 0, not block_size = {block_size}, "
             f"dynamic_shared_bytes = {dynamic_shared_bytes}"
         )
     has = multiprocessor(arch)
@@ -254,7 +256,7 @@ def _by_registers(has: Multiprocessor, registers: int, block_warps: int) -> int:
     warp = _up(registers * _WARP, _REGISTER_UNIT)
     if not warp:
         return _UNLIMITED
-    # A launch is refused as if warps were spread evenly over four parts, on sm_60 with its two as well.
+    # For the limit per block, warps count in multiples of four, even on sm_60 with its two parts.
     if warp * _up(block_warps, 4) > has.registers_per_block:
         return 0
     return has.registers // has.register_parts // warp * has.register_parts // block_warps

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each kernel of a cubin uses, read off the cubin itself.
+"""The resource usage of each kernel of a cubin, read from the cubin itself.
 
 The section ``.nv.info`` holds (symbol, value) pairs: registers (``EIATTR_REGCOUNT``), a function's stack frame
-(``EIATTR_FRAME_SIZE``), and the stack of a kernel with all that it calls (``EIATTR_MIN_STACK_SIZE``). ``.nv.info.NAME``
-holds one kernel's: barriers (``EIATTR_NUM_BARRIERS``; before CUDA 13 in the flags of ``.text.NAME``) and launch bounds
-(``EIATTR_MAX_THREADS``, ``EIATTR_REQNTID``). Static shared memory, local memory and constant banks are the sizes of
-``.nv.shared.NAME``, ``.nv.local.NAME``, ``.nv.constant0.NAME`` and ``.nv.constant2.NAME``. Every figure is that of
-``ptxas -v``, where it prints one; tests compare them.
+(``EIATTR_FRAME_SIZE``), and the stack of a kernel with all its callees (``EIATTR_MIN_STACK_SIZE``). ``.nv.info.NAME``
+holds the barriers (``EIATTR_NUM_BARRIERS``; before CUDA 13 in the flags of ``.text.NAME``) and launch bounds
+(``EIATTR_MAX_THREADS``, ``EIATTR_REQNTID``) of one kernel. Static shared memory, local memory and constant banks are
+the sizes of ``.nv.shared.NAME``, ``.nv.local.NAME``, ``.nv.constant0.NAME`` and ``.nv.constant2.NAME``. Every figure
+equals the one of ``ptxas -v``, if it prints one; tests compare them.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ _UNKNOWN = 0xFFFFFFFF
 _PAIR = struct.Struct("<II")
 _SIZES = struct.Struct("<III")
 
-#: From sm_90 on a linked kernel's static shared memory begins with what CUDA keeps for itself: 1 KiB for each block
+#: From sm_90 on, a linked kernel's static shared memory begins with the memory that CUDA reserves: 1 KiB per block
 #: (CUDA C++ Programming Guide, compute capability 9.0; ``cudaDevAttrReservedSharedMemoryPerBlock``).
 _RESERVED_SHARED, _FIRST_RESERVED = 1024, 90
 
 
 class Resources(NamedTuple):
-    """What a kernel uses.
+    """The resource usage of a kernel.
 
     Attributes
     ----------
     registers : int
-        A thread.
+        Registers per thread.
     spill_store_bytes, spill_load_bytes : int or None
-        Bytes a thread moves to and from local memory for want of registers, each instruction counted once, in the
-        kernel and the functions within its code. None: the compiler left no notes of it (before CUDA 12.6).
+        Bytes that a thread moves to and from local memory because registers ran out, each instruction counted once, in
+        the kernel and the functions within its code. None if unknown: compilers before CUDA 12.6 don't mark spills.
     stack_bytes : int or None
-        A thread, functions that are called included (before linking: the kernel's own frame). None: unknown, since
-        functions call themselves.
+        Stack per thread, including called functions (before linking, only the kernel's own frame). None if unknown
+        because of recursion.
     shared_bytes : int
-        Static shared memory of a block, without what CUDA reserves.
+        Static shared memory per block, without the memory that CUDA reserves.
     local_bytes : int
-        Local memory of a thread apart from its stack (0 but for very old compilers).
+        Local memory per thread apart from the stack (0 except with very old compilers).
     constant_bytes : int
-        Constant bank 0: parameters and what the launch passes along.
+        Constant bank 0: parameters and other values passed by the launch.
     literal_bytes : int
-        Constant bank 2: constants of the code that the compiler put there.
+        Constant bank 2: constants that the compiler placed there.
     barriers : int
-        Barriers of a block, 16 at most.
+        Barriers per block, at most 16.
     max_threads : int or None
-        Threads of the largest block that the kernel declares (``__launch_bounds__``, ``__block_size__``); None: it
+        Threads of the largest block that the kernel declares (``__launch_bounds__``, ``__block_size__``); None if it
         declares none.
     code_bytes : int
-        Machine code, functions within it and padding included.
+        Size of the machine code, including functions within it and padding.
     """
 
     registers: int
@@ -83,12 +83,12 @@ def resource_usage(data: bytes) -> dict[str, Resources]:
     Returns
     -------
     dict
-        Kernel name, as it stands in the cubin, to :class:`Resources`.
+        Kernel name, as in the cubin, to :class:`Resources`.
 
     Raises
     ------
     InspectError
-        If this isn't a cubin (the message says what it is), or one that doesn't make sense.
+        If the data isn't a cubin (the message says what it is), or is corrupt.
     """
     cubin = Cubin(data)
     try:
@@ -96,17 +96,17 @@ def resource_usage(data: bytes) -> dict[str, Resources]:
         return {kernel.name: _resources(cubin, kernel, figures) for kernel in cubin.kernels()}
     except (struct.error, KeyError, IndexError, ValueError) as error:
         raise InspectError(
-            f"this cubin of {len(data)} bytes is damaged, or of a later format: {type(error).__name__}: {error}"
+            f"this cubin of {len(data)} bytes is corrupt, or has a newer format: {type(error).__name__}: {error}"
         ) from error
 
 
 def resource_record(data: bytes) -> dict[str, dict[str, int | None]]:
-    """:func:`resource_usage` as it is kept in a record: JSON, with the fields of :class:`Resources`."""
+    """Return :func:`resource_usage` as kept in a record: JSON, with the fields of :class:`Resources`."""
     return {name: used._asdict() for name, used in resource_usage(data).items()}
 
 
 def _by_symbol(cubin: Cubin) -> dict[tuple[int, str], int]:
-    """(Attribute, name of a symbol) to its value."""
+    """Return the values in ``.nv.info`` by attribute and symbol name."""
     return {
         (attribute.number, cubin.symbols[number].name): value
         for attribute in cubin.attributes(".nv.info")

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which instructions of a kernel spill registers, read off the cubin itself.
+"""Detection of the instructions of a kernel that spill registers, from the cubin itself.
 
-ptxas notes each instruction that saves a register to memory for want of registers, or reads it back, in the attribute
-``EIATTR_ANNOTATIONS`` of the kernel's ``.nv.info``; ``nvdisasm -json -annotate`` prints the notes as ``SpillRefill``.
-How many bytes an instruction moves is in its encoding. Those through local memory add up to what ``ptxas -v`` calls
-"bytes spill stores" and "bytes spill loads"; those through shared memory (``.pragma "enable_smem_spilling"``) are
-marked, and ptxas doesn't count them.
+When registers run out, ptxas saves a register to memory and reads it back later. It marks each of these instructions in
+the attribute ``EIATTR_ANNOTATIONS`` of the kernel's ``.nv.info``; ``nvdisasm -json -annotate`` prints the marks as
+``SpillRefill``. The encoding of an instruction tells how many bytes it moves. The bytes moved through local memory add
+up to the "bytes spill stores" and "bytes spill loads" of ``ptxas -v``. Spills through shared memory (``.pragma
+"enable_smem_spilling"``) are marked, too, but ptxas doesn't count them.
 
-ptxas counts, and doesn't mark, what a function that is really called (a recursive one, one behind a pointer) saves of
-its caller's registers and restores: they are known by the pair, a store of a register that the callee has to preserve
-to a place in its frame, and a load from there into the same register.
+A function that isn't inlined (because of recursion or a function pointer) saves and restores registers of its caller.
+ptxas counts these instructions but doesn't mark them. They are recognised as pairs: a store of a register that the
+callee must preserve to a slot in its frame, and a load from the same slot into the same register.
 
-CUDA 12.6 is the first whose ptxas writes the notes. An older one's cubin tells only that nothing was spilled, and only
-where the code never touches local memory.
+ptxas marks spills since CUDA 12.6. An older cubin can only show that nothing was spilled: if its code never touches
+local memory.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _STORES = {_STL: "local", 0x388: "shared", 0x988: "shared"}
 _LOADS = {_LDL: "local", 0x984: "shared"}
 #: Bits 73 to 75 to bytes: U8, S8, U16, S16, 32, 64, 128.
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 8, 6: 16}
-#: The registers that a function has to leave as they were, as seen in what ptxas makes: R2, R16 to R31, and the upper
-#: four of each eight above.
+#: The callee-saved registers, as observed in the output of ptxas: R2, R16 to R31, and the upper four of each group of
+#: eight above.
 _PRESERVED = frozenset({2, *range(16, 32), *(number for number in range(36, 255) if number % 8 >= 4)})
 _STACK_POINTER = 1
 _INSTRUCTION = struct.Struct("<QQ")
@@ -48,8 +48,8 @@ _WORD = struct.Struct("<I")
 class Spill(NamedTuple):
     """An instruction that saves a register to memory, or reads it back.
 
-    ``function`` is the kernel, or the function within its code; ``offset`` counts bytes from the start of the kernel's
-    code, as nvdisasm prints it; ``size`` is bytes a thread; ``memory`` is ``"local"`` or ``"shared"``.
+    ``function`` is the kernel, or the function within its code; ``offset`` is in bytes from the start of the kernel's
+    code, as nvdisasm prints it; ``size`` is in bytes per thread; ``memory`` is ``"local"`` or ``"shared"``.
     """
 
     function: str
@@ -60,7 +60,7 @@ class Spill(NamedTuple):
 
 
 def spills(cubin: Cubin, kernel: Symbol) -> list[Spill] | None:
-    """The instructions of a kernel that spill registers.
+    """Return the instructions of a kernel that spill registers.
 
     Parameters
     ----------
@@ -71,13 +71,13 @@ def spills(cubin: Cubin, kernel: Symbol) -> list[Spill] | None:
     Returns
     -------
     list or None
-        In the order of the code, that of functions called in it included. None: the compiler left no notes (before
-        CUDA 12.6), and the code does use local memory.
+        The instructions in the order of the code, including called functions. None if the compiler doesn't mark spills
+        (before CUDA 12.6) and the code uses local memory, or may use it (before sm_70).
 
     Raises
     ------
     ValueError, IndexError
-        The cubin is damaged, or of a later format.
+        The cubin is corrupt, or has a newer format.
     """
     info = cubin.attributes(f".nv.info.{kernel.name}")
     notes = [attribute.payload for attribute in info if attribute.number == _ANNOTATIONS]
@@ -95,22 +95,22 @@ def spills(cubin: Cubin, kernel: Symbol) -> list[Spill] | None:
 
 
 def _writes_notes(info: list[Attribute]) -> bool:
-    """Whether the compiler is one that marks spills, by the CUDA version that it notes in a kernel's attributes."""
+    """Return whether the compiler marks spills, by the CUDA version in a kernel's attributes."""
     versions = [_WORD.unpack(attribute.payload)[0] for attribute in info if attribute.number == _API_VERSION]
     return bool(versions) and versions[0] >= _FIRST_WITH_NOTES
 
 
 def _uses_local_memory(cubin: Cubin, code: bytes) -> bool:
     if cubin.arch < _FIRST_128_BIT:
-        return True  # an encoding that isn't read here
+        return True  # the older instruction encoding isn't parsed
     return any(low & 0xFFF in {_STL, _LDL} for low, _ in _INSTRUCTION.iter_unpack(code[: len(code) // 16 * 16]))
 
 
 def _marked(notes: bytes) -> list[int]:
-    """Offsets of the instructions marked as spills.
+    """Return the offsets of the instructions marked as spills.
 
-    Each note begins with its kind. A spill has the offset of its instruction; text about an instruction has the
-    offset, a length and the text; text about the function has a length and the text. Texts are padded to four bytes.
+    Each note begins with its kind. A spill note has the offset of its instruction; a text about an instruction has the
+    offset, a length and the text; a text about the function has a length and the text. Texts are padded to four bytes.
     """
     words = [word for (word,) in _WORD.iter_unpack(notes)]
     found, at = [], 0
@@ -124,12 +124,12 @@ def _marked(notes: bytes) -> list[int]:
         elif kind == _FUNCTION_INFO:
             at += 2 + (words[at + 1] + 3) // 4
         else:
-            raise ValueError(f"a note of kind {kind}")
+            raise ValueError(f"unknown annotation of kind {kind}")
     return found
 
 
 def _saved(code: bytes, function: Symbol) -> list[int]:
-    """Offsets of the instructions of a function that save its caller's registers, or restore them."""
+    """Return the offsets of the instructions of a function that save or restore its caller's registers."""
     stores: dict[tuple[int, int, int], list[int]] = {}
     loads: dict[tuple[int, int, int], list[int]] = {}
     for offset in range(function.start, min(function.start + function.size, len(code) - 15), 16):
@@ -149,6 +149,6 @@ def _spill(code: bytes, offset: int, kernel: str, functions: list[Symbol]) -> Sp
     opcode, width = low & 0xFFF, high >> 9 & 7
     memory = _STORES.get(opcode) or _LOADS.get(opcode)
     if memory is None or width not in _WIDTHS:
-        raise ValueError(f"instruction {low:#x} at {offset:#x} of {kernel} spills, and is neither a load nor a store")
+        raise ValueError(f"instruction {low:#x} at {offset:#x} of {kernel} is marked as a spill but no load or store")
     within = next((one.name for one in functions if one.start <= offset < one.start + one.size), kernel)
     return Spill(within.removeprefix(f"${kernel}$"), offset, opcode in _STORES, _WIDTHS[width], memory)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A directory of cached results as a cache: one file each, ``<function>.<hash>.pkl``.
+r"""A directory of cached results as a cache, one file per result: ``<function>.<hash>.pkl``.
 
 A file begins with a pickle of ``{"dat": value, "meta": {...}}``, as other tools
-expect it, and goes on where ``pickle.load`` stops::
+expect it, and continues where ``pickle.load`` stops::
 
     pickle | record | length of the pickle (8 bytes) | length of the record (8 bytes) | b"PROGMEM2"
 
-The record is that of every call (:mod:`~cuda_progcache.memo.storage.records`), with the checksum of the pickle in its
-metadata. Listing a directory reads the ends of files and unpickles nothing. Files that another tool wrote have no
-record: they are taken for what their name says, by age alone.
+The record is a checksum of the pickle and the record (8 hex digits) and the record of any call
+(:mod:`~cuda_progcache.memo.storage.records`). Listing a directory reads the ends of files and unpickles nothing. A file
+that another tool wrote has no record; only its name and its age are known.
 
-Unpickling runs code, so only files are read that nobody but this user (or root) could have written.
+Unpickling runs code, so a file is read only if nobody but the current user (or root) could have written it.
 
 >>> from cuda_progcache.memo.cache_dir import directory_cache
 >>> directory_cache("no such directory").query(name="load").count()
@@ -54,22 +54,22 @@ _MAGIC = b"PROGMEM2"
 _ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)\.pkl$")
 _LEFTOVER = re.compile(r"\.pkl\.(?:(?P<kind>lock|computing|corrupt)(?:\.after-.*)?$|tmp\.(?P<owner>.*)$)")
 SENTINEL = ".computing"
-#: In the metadata of entries that have a record, so that one that lost it isn't taken for another tool's.
+#: Marks the metadata of entries that have a record, so that an entry that lost it isn't taken for another tool's.
 _RECORDED = "recorded"
-#: Bytes of JSON up to which an argument lies in the record.
+#: The most bytes of JSON that an argument in the record may take; only the digest of a larger one is kept.
 _SMALL = 1024
 
 
 class RefusedError(ValueError):
-    """A file that can't be trusted or isn't whole; the message says why."""
+    """A file can't be trusted, or is damaged; the message says why."""
 
 
 class UntrustedError(RefusedError):
-    """A file that others could have written: unpickling it would run what they wrote."""
+    """Others could have written a file, and unpickling it would run their code."""
 
 
 class Entry(NamedTuple):
-    """An entry as it was read; ``call`` is None in the file of another tool."""
+    """An entry as read from its file; ``call`` is None if another tool wrote the file."""
 
     value: Any
     meta: dict[str, Any]
@@ -77,12 +77,12 @@ class Entry(NamedTuple):
 
 
 def read(path: str) -> Entry:
-    """Read an entry; RefusedError where it is damaged or others could have written it, OSError if it can't be read."""
+    """Read an entry; RefusedError if it is damaged or others could have written it, OSError if it can't be read."""
     data, status = files.read_regular(path, largest=None)
     if data is None:
         raise RefusedError("it is not a regular file")
     if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
-        raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
+        raise UntrustedError("others can write it or its directory, and unpickling may run their code; run chmod go-w")
     call, length = _record_of(data)
     file = io.BytesIO(memoryview(data)[:length])
     try:
@@ -98,7 +98,7 @@ def read(path: str) -> Entry:
 
 
 def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
-    """The record at the end of a file, and how long its pickle is: all of the file if it has none."""
+    """Return the record at the end of a file and the length of the pickle; None and the whole length without one."""
     if len(data) < _FOOTER.size or data[-8:] != _MAGIC:
         return None, len(data)
     length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
@@ -114,7 +114,7 @@ def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
 
 
 def read_record(path: str) -> DigestedCall | None:
-    """Read an entry's record from the end of its file; None where there is none or it is damaged."""
+    """Read an entry's record from the end of its file; None if there is none or it is damaged."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < _FOOTER.size:
@@ -131,7 +131,7 @@ def read_record(path: str) -> DigestedCall | None:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Write an entry, whole or not at all; OSError where the directory can't be written."""
+    """Write an entry atomically; OSError if the directory can't be written."""
     staged = f"{path}.tmp.{current_owner()}-{threading.get_ident()}"
     try:
         files.put_in_place(path, data, staged=staged, mode=0o644)
@@ -141,24 +141,24 @@ def _write(path: str, data: bytes) -> None:
 
 
 class _Entries(StorageBackend):
-    """Entries by the keys in their records."""
+    """The entries of a directory, by the keys in their records."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        # A record stays as it is while its file does: entries are replaced, never written into.
+        # A record is valid as long as its file is the same: entries are replaced, never modified.
         self._known: dict[str, tuple[files.Identity, DigestedCall | None]] = {}
         self._paths: dict[Digest, str] = {}
 
     def put(self, value: Any, key: Digest) -> Digest:  # noqa: ARG002 - the backend's signature
-        """Refuse to put a value alone: an entry is a value with its call."""
-        raise SaveError(f"an entry of {self.directory} is a result with its call")
+        """Refuse to store a value alone, since an entry is a value with its call."""
+        raise SaveError(f"can't store a value in {self.directory} without its call")
 
     def list(self) -> Iterable[Digest]:
-        """Keys of the entries that have a record."""
+        """Return the keys of the entries that have a record."""
         return tuple(self.calls())
 
     def calls(self) -> dict[Digest, DigestedCall]:
-        """Calls by key; only files that are new or changed are opened."""
+        """Return the calls by key; only new and changed files are opened."""
         found = {}
         known, self._known = self._known, {}
         paths = {}
@@ -177,14 +177,14 @@ class _Entries(StorageBackend):
         return found
 
     def path(self, key: Digest) -> str:
-        """Where the entry of a key lies; KeyError if there is none."""
+        """Return the path of a key's entry; KeyError if there is none."""
         path = self._paths.get(key, "")
         known = self._known.get(path)
         try:
             if known is not None and known[0] == files.identity(os.stat(path)):
                 return path
         except OSError:
-            pass  # gone, or moved: the directory says
+            pass  # gone or renamed; list the directory again
         self.calls()
         return self._paths[key]
 
@@ -200,7 +200,7 @@ class _Results(ValueMixin, _Entries):
     """The results in a directory, by the keys of their calls."""
 
     def get(self, key: Digest) -> Any:
-        """Unpickle a result; KeyError where it is gone, damaged, or others could have written it."""
+        """Unpickle a result; KeyError if it is gone or damaged, or others could have written it."""
         try:
             return read(self.path(key)).value
         except (OSError, RefusedError):
@@ -211,15 +211,15 @@ class _Calls(CallMixin, _Entries):
     """The records in a directory."""
 
     def get(self, key: Digest) -> DigestedCall:
-        """The call of an entry."""
+        """Return the call of an entry."""
         return self.calls()[key]
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
-        """Calls that fit a pattern, by looking at all of them once."""
+        """Yield the calls that match a pattern; every record is compared."""
         yield from filter(template.matcher(), self.calls().values())
 
     def inline(self, value: Any) -> bytes | None:
-        """An argument as JSON, if it is small."""
+        """Return an argument as JSON if it is small, otherwise None."""
         try:
             text = encode_json(value)
         except SaveError:
@@ -230,18 +230,18 @@ class _Calls(CallMixin, _Entries):
 class DirectoryCache(Cache):
     """The calls whose results :func:`~cuda_progcache.memo.cache_file.cache_file` keeps in a directory.
 
-    They can be queried, tabulated, transferred and evicted like any recorded call; calls of other caches can be
-    transferred here. A result is its call's own: its digest is the call's key. Of arguments that aren't small only the
-    digest is kept.
+    They can be queried, tabulated, transferred and evicted like any recorded call, and calls of other caches can be
+    transferred to the directory. Each result belongs to one call, and its digest is the call's key. Only the digest of
+    an argument that isn't small is kept.
 
     Parameters
     ----------
     directory : str
-        Absolute.
+        The absolute path of the directory.
     fname : str, optional
-        The function whose calls are looked up here; without it every entry's record is looked at.
+        The function whose calls are looked up; without it, lookups read the records of all entries.
     algo : str
-        What the names of files are made with.
+        The hash that file names are made with.
     """
 
     def __init__(self, directory: str, fname: str = "", algo: str = "xxhash64") -> None:
@@ -255,23 +255,23 @@ class DirectoryCache(Cache):
 
     @property
     def leases(self) -> str:
-        """The directory of lease files: the cache's own, where they serve as sentinels."""
+        """The directory of lease files: the cache's own directory, in which they serve as sentinels."""
         return self.directory
 
     def short(self, key: Digest) -> str:
-        """The digits of a key that file names carry; the record has the whole key."""
+        """Return the digits of a key that file names contain; the record has the whole key."""
         return key if self.algo == "sha256" else key[:16]
 
     def stem(self, key: Digest, fname: str = "") -> str:
-        """``<function>.<hash>``: the name of an entry without its suffix."""
+        """Return ``<function>.<hash>``, an entry's file name without its suffix."""
         return f"{file_safe(fname or self.fname)}.{self.short(key)}"
 
     def path(self, key: Digest, fname: str = "") -> str:
-        """Where the entry of a key lies, or would lie."""
+        """Return the path that a key's entry has or would have."""
         return os.path.join(self.directory, self.stem(key, fname) + SUFFIX)
 
     def find(self, key: Digest) -> tuple[Any, Metadata]:
-        """The result and metadata of the call with this key; KeyError on a miss."""
+        """Return the result and metadata of the call with this key; KeyError on a miss."""
         try:
             path = self.path(key) if self.fname else self.calls.path(key)  # type: ignore[attr-defined]
             entry = read(path)
@@ -282,9 +282,9 @@ class DirectoryCache(Cache):
                 set_aside(path)
             raise RefusedError(f"{path} is ignored: {error}") from error
         if entry.call is None:
-            return entry.value, {}  # another tool's, by its name
+            return entry.value, {}  # another tool's entry, known by its name only
         if entry.call.to_lookup_key() != key:
-            raise KeyError(key)  # two keys with one hash
+            raise KeyError(key)  # two keys with the same short hash
         return entry.value, entry.call.metadata
 
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:  # noqa: ARG002
@@ -308,17 +308,17 @@ class DirectoryCache(Cache):
         return key
 
     def gc(self) -> set[Digest]:
-        """Remove nothing: every result is a call's."""
+        """Remove nothing, since every result belongs to a call."""
         return set()
 
 
 def directory_cache(directory: str | os.PathLike[str]) -> DirectoryCache:
-    """The calls whose results ``cache_file`` has kept in a directory; it needn't be there yet."""
+    """Return a cache of the results that ``cache_file`` keeps in a directory, which need not exist yet."""
     return DirectoryCache(os.path.abspath(os.fspath(directory)))
 
 
 def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
-    """What lies beside the result for other tools."""
+    """Return the metadata that is pickled with the result for other tools."""
     inputs = call.metadata.get("inputs") or {}
     shown = {name: str(found)[:12] for name, found in call.arguments.items()} | call.recorded_arguments()
     return {
@@ -344,7 +344,7 @@ def _circumstances(call: DigestedCall) -> dict[str, Any]:
 
 
 def told(call: DigestedCall | None) -> dict[str, Any]:
-    """A record for people; empty where there is none."""
+    """Return a record as a dict for display; empty if there is no record."""
     if call is None:
         return {}
     return {
@@ -361,18 +361,18 @@ def _unquoted(text: str) -> str | None:
 
 
 def file_safe(name: str) -> str:
-    """A function's name as a part of a file's."""
+    """Return a function's name in a form that is safe in file names."""
     return "".join(char if char.isalnum() or char in "_-" else "_" for char in name)
 
 
 def set_aside(path: str) -> None:
-    """Rename a damaged entry, so that it is a miss from now on and can be looked at; in mode ``rw`` alone."""
+    """Rename a damaged entry, so that it is a miss and can be examined; does nothing unless the mode is ``rw``."""
     if modes.current() != "rw":
         return
     try:
         files.replace(path, path + ".corrupt")
     except OSError:
-        return  # gone, or a directory that can't be written: it stays a miss
+        return  # gone, or the directory can't be written; the entry is a miss either way
 
 
 class Row(NamedTuple):
@@ -385,7 +385,7 @@ class Row(NamedTuple):
 
 
 def rows(directory: str) -> Iterator[Row]:
-    """The entries of a directory, by name; nothing where it is missing. Reads names and status alone."""
+    """Yield the entries of a directory, sorted by name; none if it is missing. Only names and status are read."""
     try:
         found = sorted(os.scandir(directory), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -403,7 +403,7 @@ def rows(directory: str) -> Iterator[Row]:
 
 
 def recorded(directory: str) -> Iterator[tuple[Row, DigestedCall | None]]:
-    """The entries of a directory with their records; None in the files of other tools."""
+    """Yield the entries of a directory with their records; a file of another tool has None."""
     for row in rows(directory):
         with contextlib.suppress(OSError):  # gone meanwhile
             yield row, read_record(row.path)
@@ -420,9 +420,9 @@ def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError
-        There is none.
+        There is no such file.
     ProgCacheError
-        It is damaged, or others could have written it.
+        The file is damaged, or others could have written it.
     """
     target = os.fspath(path)
     try:
@@ -439,7 +439,7 @@ def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     -------
     list of dict
         ``file``, ``fname``, ``hash``, ``created`` (datetime, UTC), ``size_bytes``, ``duration`` (s), ``call``
-        (arguments as text), ``path``. Empty where there is no directory.
+        (arguments as text), ``path``. Empty if there is no directory.
     """
     found = []
     for row, call in recorded(os.fspath(cache_dir)):
@@ -461,7 +461,7 @@ def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Add up a cache directory.
+    """Return totals for a cache directory.
 
     Returns
     -------
@@ -472,7 +472,7 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError
-        There is no such directory.
+        The directory doesn't exist.
     """
     if not os.path.isdir(cache_dir):
         raise FileNotFoundError(f"cache directory not found: {os.fspath(cache_dir)}")
@@ -493,20 +493,20 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _argument_texts(call: DigestedCall) -> dict[str, str]:
-    """Arguments as texts."""
+    """Return the arguments as text: their repr if recorded, otherwise their digest."""
     known = {name: repr(value) for name, value in call.recorded_arguments().items()}
     return {name: f"<{str(found)[:12]}>" for name, found in call.arguments.items()} | known
 
 
 def cache_prune(cache_dir: str | os.PathLike[str], days_old: float = 30) -> int:
-    """Remove saved results that were written at least so many days ago.
+    """Remove saved results that were written at least ``days_old`` days ago.
 
-    Sentinels, locks and half-written files go too, unless the process that they belong to is at work.
+    Sentinels, locks and half-written files are removed too, unless the process that owns them is alive.
 
     Returns
     -------
     int
-        How many results were removed.
+        The number of results removed.
     """
     directory = os.fspath(cache_dir)
     removed = 0
@@ -527,7 +527,7 @@ def cache_prune(cache_dir: str | os.PathLike[str], days_old: float = 30) -> int:
 
 
 def _may_go(path: str, leftover: re.Match[str], limit: float) -> bool:
-    """Whether nobody is at work on a sentinel, lock or staging file: not its owner if it is known, else by its age."""
+    """Return whether a sentinel, lock or staging file is abandoned: its owner is dead or, if unknown, it is old."""
     try:
         owner_name = leftover["owner"]
         if leftover["kind"] == "computing":
@@ -540,5 +540,5 @@ def _may_go(path: str, leftover: re.Match[str], limit: float) -> bool:
     owner = Owner.parse("-".join((owner_name or "").split("-")[:4])) if owner_name else None
     alive = None if owner is None else owner.is_alive()
     if alive is None and owner is not None:
-        return status.st_mtime < min(limit, time.time() - 3600)  # another machine's: its holder touches it
+        return status.st_mtime < min(limit, time.time() - 3600)  # on another machine, whose holder touches the file
     return status.st_mtime <= limit if alive is None else not alive

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of functions, kept in files, and reused while nothing they depend on has changed.
+"""Function results that are kept in files and reused as long as nothing they depend on has changed.
 
 >>> from cuda_progcache.memo.cache_file import cache_file, track_file
 >>> @cache_file("results", file_args=["path"])  # doctest: +SKIP
 ... def load(path, threshold=0.5):
 ...     return parse(path, threshold)
 
-What a result depends on: the arguments, the function's code with all that it
+A result depends on the arguments, the function's code with everything that it
 refers to (:mod:`~cuda_progcache.memo.code`), the contents of files and
-directories among the arguments, declared ones, and the versions of the packages
-it uses. Files that are found while it runs are reported with
-:func:`track_file`, and are looked at before a result is reused; so are the
-files of the cached functions it calls.
+directories among the arguments, declared files and values, and the versions of
+the packages that the function uses. Files that become known only while the
+function runs are reported with :func:`track_file`. They are checked before a
+result is reused, and so are the files of the cached functions that it calls.
 
-A result is computed once however many threads and processes ask for it; who
-waits sees it within 50 ms of its publication, and takes over from a dead one.
-Trouble with the cache never costs a result: it is computed and returned, with a
-warning.
+A result is computed once, even if many threads and processes ask for it. A
+waiting process sees the result within 50 ms of its publication, and takes over
+if the computing process dies. An error in the cache never loses a result: the
+result is computed and returned, with a warning.
 
 Arguments that are files
 ------------------------
-``file_args`` names them. :class:`pathlib.Path` objects always count as files.
-If ``file_args`` isn't given, so does a string that has a path separator, is one
-line of at most 4,096 characters, and names something that is there; a string of
-source code never does.
+``file_args`` names the parameters that are files. Path objects are files in any
+parameter. If ``file_args`` isn't given, so is a string that is one line of at
+most 4,096 characters, contains a path separator or begins with a dot, and names
+something that exists; a text of source code isn't a file.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-# Names that programs written for the module this one stands in for import, too.
+# Further names that programs import if they were written for the module that this one replaces.
 logger = _logger
 _cache_tree_current_node = call_tree.node_here
 _cache_tree_graph = call_tree.graph
@@ -111,12 +111,12 @@ shared.limit = lambda: _FILE_STATE_CACHE_LIMIT
 
 
 def _get_package_versions(function: Any) -> dict[str, str]:
-    """Versions of the packages that a function uses, by top-level module."""
+    """Return the versions of the packages that a function uses, by top-level module."""
     return closure(function).packages
 
 
 def _detect_import_names(function: Any) -> set[str]:
-    """Top-level names of the packages that a function uses."""
+    """Return the top-level names of the packages that a function uses."""
     return set(closure(function).packages)
 
 
@@ -131,7 +131,7 @@ def cache_file(
     version: str | int | None = None,
     depends_on_files: Sequence[str | os.PathLike[str]] | None = None,
     depends_on_vars: Mapping[str, Any] | None = None,
-    verbose: bool = False,  # noqa: FBT001, FBT002 - the signature of the design that it follows
+    verbose: bool = False,  # noqa: FBT001, FBT002 - the original design's signature
     hash_file_paths: bool = True,  # noqa: FBT001, FBT002 - as above
 ) -> CacheDecorator:
     """Make a decorator that keeps a function's results in files.
@@ -139,11 +139,12 @@ def cache_file(
     Parameters
     ----------
     cache_dir : path-like, optional
-        Where; made now. Default: :func:`cache_default_dir`.
+        The directory for the results, created now. Default: :func:`cache_default_dir`.
     backend : {"pickle"}
-        How values are written.
+        The format in which values are written.
     file_args : sequence of str, optional
-        Parameters whose values are paths: their contents count. Default: whatever looks like one (see the module).
+        Parameters whose values are paths; the files' contents count. Default: every argument that looks like a path
+        (see the module's docstring). Path objects count in any case.
     ignore_args : sequence of str, optional
         Parameters that don't count.
     file_pattern : str or re.Pattern, optional
@@ -151,29 +152,30 @@ def cache_file(
     env_vars : sequence of str, optional
         Environment variables that count.
     algo : {"xxhash64", "sha256"}
-        The hash of files. Entries are named by the first 16 digits of their keys, with ``sha256`` by all 64; the whole
-        key is in the record, so that two keys that begin alike are a miss.
+        The hash for files. Entries are named by the first 16 digits of their keys, or all 64 with ``sha256``. The whole
+        key is in the record, so another key with the same first digits is a miss.
     version : str or int, optional
-        Counts; change it to say that results differ from earlier ones.
+        Part of the key; change it if results differ from earlier ones.
     depends_on_files : sequence of path-like, optional
         Files and directories whose contents count.
     depends_on_vars : mapping, optional
         Values that count.
     verbose : bool
-        Log hits, first executions, forced ones, and misses with what changed, at INFO.
+        Log hits, first executions, forced executions, and misses with the changes that caused them, at INFO.
     hash_file_paths : bool
-        Whether the place of a file among the arguments counts, too, or its content alone.
+        Whether the path of a file counts in addition to its content.
 
     Returns
     -------
     CacheDecorator
-        Calls of the decorated function take ``_load=False`` (don't reuse a result), ``_force=True`` (nor wait for
-        another process: run now) and ``_skip_save=True`` (save nothing); none of these is in the key.
+        Calls of the decorated function accept ``_load=False`` or ``_force=True``, which run the function without a
+        lookup and without waiting for another process, and ``_skip_save=True``, which saves nothing. None of these
+        arguments is part of the key.
 
     Raises
     ------
     OptionError
-        Unknown ``backend`` or ``algo``; a ValueError, too.
+        Unknown ``backend`` or ``algo``. It is also a ValueError.
     """
     return CacheDecorator(
         Options(
@@ -184,7 +186,7 @@ def cache_file(
 
 
 class Options(NamedTuple):
-    """What :func:`cache_file` was told, and ``state``: see :func:`~cuda_progcache.memo.memoize.memoize`."""
+    """The options of :func:`cache_file`, and ``state``: see :func:`~cuda_progcache.memo.memoize.memoize`."""
 
     cache_dir: str | os.PathLike[str] | None = None
     backend: str = "pickle"
@@ -202,28 +204,28 @@ class Options(NamedTuple):
 
 
 class CacheDecorator:
-    """What :func:`cache_file` makes: ``@cf``, ``cf(function)``, or ``@cf(verbose=True)`` with other options."""
+    """The decorator that :func:`cache_file` makes: ``@cf``, ``cf(function)``, or ``@cf(verbose=True)`` with options."""
 
     def __init__(self, options: Options) -> None:
         if str(options.backend).lower() != "pickle":
             raise OptionError(f"backend={options.backend!r} isn't known; valid: pickle")
-        new_hasher(options.algo)  # raises where it isn't known
+        new_hasher(options.algo)  # raises if the hash is unknown
         if callable(options.cache_dir):
             raise TypeError("cache_file takes a directory as its first argument: write @cache_file() above a function")
         directory = os.path.abspath(cache_default_dir() if options.cache_dir is None else options.cache_dir)
         try:
             _make(directory)
         except OSError as error:
-            _logger.info("can't create %s: %s", directory, error)  # saving a result there will say so
+            _logger.info("can't create %s: %s", directory, error)  # saving a result there will warn
         self._options = options._replace(cache_dir=directory)
 
     def __call__(self, function: Callable[..., Any] | None = None, /, **overrides: Any) -> Any:
-        """Decorate a function, or make a decorator with other options.
+        """Decorate a function, or return a decorator with other options.
 
         Raises
         ------
         TypeError
-            An unknown option, or a function whose result isn't what it returns (a coroutine, a generator).
+            An option is unknown, or the function is a coroutine or generator function, whose result can't be saved.
         """
         unknown = overrides.keys() - set(Options._fields)
         if unknown:
@@ -244,9 +246,9 @@ _CONTROLS = {"_load": True, "_force": False, "_skip_save": False}
 
 
 class CachedFunction(Memoized[..., Any]):
-    """A function whose results lie in a directory; made by :class:`CacheDecorator`.
+    """A function whose results are kept in a directory; made by :class:`CacheDecorator`.
 
-    Besides the function's own arguments, calls take ``_load``, ``_force`` and ``_skip_save``.
+    Calls accept ``_load``, ``_force`` and ``_skip_save`` in addition to the function's own arguments.
     """
 
     def __init__(self, function: Any, options: Options) -> None:
@@ -256,7 +258,7 @@ class CachedFunction(Memoized[..., Any]):
         directory = str(options.cache_dir)
         store = DirectoryCache(directory, self.fname, options.algo)
         rule = PathRule(
-            frozenset(options.file_args or ()), options.file_args is None, options.file_pattern, options.algo,
+            frozenset(options.file_args or ()), True, options.file_args is None, options.file_pattern, options.algo,
             options.hash_file_paths, self._other_paths,
         )  # fmt: skip
         super().__init__(
@@ -272,7 +274,7 @@ class CachedFunction(Memoized[..., Any]):
         self._store = store
         self._specs: dict[str, list[str]] | None = None
         self._verbose = options.verbose
-        # A parameter of the function's own wins over a control argument of the same name.
+        # The function's own parameter overrides a control argument of the same name.
         self._controls = {n: d for n, d in _CONTROLS.items() if n not in self.profile.signature.parameters}
 
     def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -307,7 +309,7 @@ class CachedFunction(Memoized[..., Any]):
         call_tree.forget(run.frame.node)
 
     def _other_paths(self) -> Iterator[str]:
-        """Declared files, and paths in the source itself that reading calls are given: literals, globals, variables."""
+        """Yield the declared files, and the existing paths (literals and names) that the source passes to readers."""
         yield from (os.fspath(path) for path in self.options.depends_on_files or ())
         if self._specs is None:
             self._specs = find_path_specs(self.function)
@@ -339,25 +341,25 @@ class CachedFunction(Memoized[..., Any]):
 
 
 def _make(directory: str) -> None:
-    """Make a directory for results, unless nothing is to be written."""
+    """Make a directory for results if the mode allows writing."""
     if modes.current() == "rw":
         os.makedirs(directory, mode=0o755, exist_ok=True)
 
 
 def track_file(path: str | os.PathLike[str]) -> Path:
-    """Say that the memoized call under way reads a file or directory; its result is used while that stays as it is.
+    """Record that the running memoized call reads a file or directory; its result is reused until that changes.
 
-    In a thread that the body started, all calls that run in this process are taken to read it.
+    In a thread that a body started, all calls that run in this process are taken to read the file.
 
     Parameters
     ----------
     path : path-like
-        It needn't be there: then the result holds until it is.
+        A path that needn't exist; if it doesn't, the result is valid until it does.
 
     Returns
     -------
     Path
-        Absolute, without links; outside of a memoized call as it was given.
+        The absolute path without symbolic links; outside of a memoized call, the path as given.
     """
     found = frames.frames_here()
     if not found:
@@ -373,7 +375,7 @@ def track_file(path: str | os.PathLike[str]) -> Path:
 
 
 def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.Node]:
-    """Merge the calls that are recorded in a cache directory into the tree; returns the tree's nodes."""
+    """Merge the calls recorded in a cache directory into the call tree; return the tree's nodes."""
     for row, call in layout.recorded(os.fspath(cache_dir)):
         if call is not None:
             call_tree.restore(call, row.hash, Path(row.path))
@@ -390,17 +392,17 @@ def _wait_for_sentinel(
     timeout: float = 600.0,
     stale: float = 3600.0,
 ) -> Any:
-    """Wait for a result that another process is said to compute; None when there is none to wait for.
+    """Wait for a result that another process computes, and load it; None if there is no result to wait for.
 
-    For programs that bring their own sentinels: :func:`cache_file` itself waits by
-    :func:`~cuda_progcache.compile.single_flight.fly`, which sees whether the holder lives.
+    For programs that have sentinels of their own. :func:`cache_file` itself waits with
+    :func:`~cuda_progcache.compile.single_flight.fly`, which sees whether the holder is alive.
     """
     end = time.monotonic() + timeout
     while not os.path.exists(outfile):
         try:
             age = time.time() - os.stat(sentinel).st_mtime
         except OSError:
-            return None  # never begun, or given up
+            return None  # never begun, or abandoned
         if age > stale or time.monotonic() > end:
             _logger.info("%s: the holder of %s produced no result", fname, os.fspath(sentinel))
             return None
@@ -409,7 +411,7 @@ def _wait_for_sentinel(
 
 
 def cache_default_dir() -> Path:
-    """The directory for functions that name none: ``$CACHER_DIR``, or ``calls`` in the user's cache directory; made."""
+    """Return the default directory, and create it: ``$CACHER_DIR``, or ``calls`` in the user's cache directory."""
     chosen = os.environ.get("CACHER_DIR")
     if not chosen:
         from platformdirs import user_cache_path
@@ -420,13 +422,13 @@ def cache_default_dir() -> Path:
 
 
 def cache_file_state_info() -> dict[str, Any]:
-    """Say which files' digests are remembered: ``n_entries``, ``paths``, ``limit``."""
+    """Return which files' digests are cached: ``n_entries``, ``paths``, ``limit``."""
     paths = list(_file_state_cache)
     return {"n_entries": len(paths), "paths": paths, "limit": _FILE_STATE_CACHE_LIMIT}
 
 
 def cache_file_state_clear() -> int:
-    """Forget all remembered digests of files; returns how many there were."""
+    """Clear the cache of file digests; return how many there were."""
     count = len(_file_state_cache)
     _file_state_cache.clear()
     return count
@@ -439,12 +441,12 @@ def load_config(path: str | os.PathLike[str], existing: Mapping[str, Any] | None
     ----------
     path : path-like
     existing : mapping, optional
-        Options that are already chosen, and win.
+        Options already chosen; they override the file's.
 
     Raises
     ------
     ProgCacheError
-        The file has no mapping, or PyYAML isn't installed (extra: ``yaml``).
+        The file isn't valid YAML or doesn't contain a mapping, or PyYAML isn't installed (extra: ``yaml``).
     """
     try:
         import yaml  # type: ignore[import-untyped]
@@ -461,7 +463,7 @@ def load_config(path: str | os.PathLike[str], existing: Mapping[str, Any] | None
 
 
 def fast_file_hash(path: str | os.PathLike[str], algo: str = "xxhash64") -> str | None:
-    """Hash of a file's whole content, remembered while nothing about it moves; None where there is no such file."""
+    """Return the hash of a file's whole content, cached as long as its status doesn't change; None if unreadable."""
     return shared.of_file(os.fspath(path), algo)
 
 
@@ -471,9 +473,9 @@ def probabilistic_file_hash(
     n_blocks: int = 5,  # noqa: ARG001 - as above
     algo: str = "xxhash64",
 ) -> str | None:
-    """Hash of a file's whole content, read anew; None where there is no such file.
+    """Return the hash of a file's whole content, which is read every time; None if the file can't be read.
 
-    The name is from a design that hashed samples of large files; an edit between the samples went unseen.
+    The name is from a design that hashed samples of large files, and so missed edits between the samples.
     """
     try:
         return hash_file(os.fspath(path), algo)[0]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls: what was called with which arguments and what came of it.
+"""Calls: a function, its arguments and its result.
 
-A call goes through forms, each with the same key (:meth:`to_lookup_key`):
+A call goes through several forms, all with the same key (:meth:`to_lookup_key`):
 
 - :class:`Call` holds live values;
-- :class:`PreparedCall` has its arguments sealed (digested and stored) and waits for the result, so that a body that
+- :class:`PreparedCall` has its arguments sealed (digested and stored) and waits for the result, so a body that
   changes its arguments can't change the key;
-- :class:`DigestedCall` holds digests in place of values: what call storages keep;
-- :class:`LazyCall` is a :class:`DigestedCall` with the cache it came from, whose values load when they are asked for.
+- :class:`DigestedCall` holds digests in place of values; call storages keep this form;
+- :class:`LazyCall` is a :class:`DigestedCall` with the cache it came from; its values are loaded on demand.
 
 :class:`QueryCall` is a pattern for calls. The key is the digest of name, module, version, code digest and arguments.
-``metadata`` is a mapping of groups to mappings of JSON values, what the record keeps besides: ``runtime`` (``status``,
+``metadata`` is the rest of the record. It maps groups to mappings of JSON values: ``runtime`` (``status``,
 ``timestart``, ``timestop``, ``duration`` in seconds), ``parents``, ``files``, ``environment``, ``host``, ``tags``.
 """
 
@@ -40,7 +40,7 @@ Form = TypeVar("Form")
 
 
 class Home(Protocol):
-    """The cache that a call came from: what calls, queries and explanations ask of a ``BaseCache``."""
+    """The cache that a call came from: the part of ``BaseCache`` that calls, queries and explanations need."""
 
     def save(self, call: Any, /) -> Digest: ...
     def load(self, key: str, /) -> LazyCall: ...
@@ -67,34 +67,35 @@ class _Sentinel:
         return _digest.digest(self._stands_for)
 
 
-#: In a query: the value None itself, where a plain None means "anything".
+#: In a query, the value None itself; a plain None means "anything".
 NONE = _Sentinel("NONE", None)
-#: The result of a call that has none yet; ``result=None`` is a result.
+#: The result of a call that has no result yet; ``result=None`` is a result.
 NO_RESULT = _Sentinel("NO_RESULT", ("cuda_progcache", "NO_RESULT"))
 
 
-#: The digests of a result and of metadata that aren't there, as a key has them.
+#: The digests that a key uses for a missing result and for missing metadata.
 _NOTHING_YET = (child_bytes(NO_RESULT), child_bytes(None))
 
 
 class Unstored(Digest):
-    """The digest of an argument that could not be stored, and so can't be loaded: it stands for itself."""
+    """The digest of an argument that couldn't be stored, and so can't be loaded. It is returned as the argument."""
 
     __slots__ = ()
 
 
 def head_bytes(name: str, module: str | None, version: str | int | None, code: str | None) -> bytes:
-    """What of a key is the function's: constant from call to call."""
+    """Return the function's part of a key, which is the same for all calls of the function."""
     return child_bytes((name, module, version, code if code is None else Digest(code)))
 
 
 def key_from_head(
     head: bytes, arguments: Mapping[str, Any], otherwise: Callable[[Any], Digest] | None = None
 ) -> tuple[Digest, dict[str, bytes]]:
-    """The key of a call from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
+    """Return the key of a call, made from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
 
-    The same as the digest of a :class:`Call` without result and metadata, whose arguments are a dict. ``otherwise``
-    digests what has no content as a value; without it such is :class:`Indigestible`.
+    The key equals the digest of a :class:`Call` with these arguments (a dict) and no result or metadata. ``otherwise``
+    digests arguments that :func:`~cuda_progcache.memo.digest.digest` can't; without it they raise
+    :class:`Indigestible`.
     """
     digests = {}
     for name, value in arguments.items():
@@ -122,7 +123,7 @@ def bind(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, apply_defaults: bool = False,
     partial: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Arguments by parameter of ``function``; see :class:`FunctionProfile`."""
+    """Return the arguments by parameter of ``function``; see :class:`FunctionProfile`."""
     known = FunctionProfile.of(function)
     if partial:
         return known.bind_partial(args, kwargs)
@@ -130,7 +131,7 @@ def bind(
 
 
 class _Record:
-    """What every form of a call has: the fields that make its key."""
+    """The fields that every form of a call has; they make its key."""
 
     name: str
     module: str | None
@@ -141,7 +142,7 @@ class _Record:
 
     @abc.abstractmethod  # for the type checker: with ABCMeta, each isinstance(call, Call) would take longer
     def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
-        """Arguments, result (``NO_RESULT`` for none) and metadata, values or digests."""
+        """Return arguments, result (``NO_RESULT`` for none) and metadata; arguments and result may be digests."""
 
     def __digest__(self) -> Digest:
         arguments, result, metadata = self._parts()
@@ -150,28 +151,28 @@ class _Record:
         return Digest(found.decode("ascii"))
 
     def altered(self, **fields: Any) -> Self:
-        """The same call with other fields; ``dataclasses.replace`` at a fifth of its time."""
+        """Return a copy with other fields; it takes a fifth of the time of ``dataclasses.replace``."""
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made.__dict__.update(fields)
         return made
 
     def in_form(self, kind: type[Form], **fields: Any) -> Form:
-        """The same call in another form, which has these fields, and the others from here."""
+        """Return the call in another form, with these fields and the rest copied from this one."""
         shared = ("name", "metadata", "module", "version", "code_digest", "key")
         return kind(**{name: getattr(self, name) for name in shared} | fields)
 
     @property
     def runtime(self) -> Mapping[str, Any]:
-        """When it ran, and how long; see the module."""
+        """When the call ran and for how long; see the module's docstring."""
         return (self.metadata or {}).get("runtime") or {}
 
     def links(self, which: str) -> list[str]:
-        """Keys of its ``parents`` or ``children``."""
+        """Return the keys of the call's ``parents`` or ``children``."""
         return list((self.metadata.get("links") or {}).get(which) or ())
 
     def to_lookup_key(self) -> Digest:
-        """The key under which caches keep this call."""
+        """Return the key under which caches keep this call."""
         if self.key is not None:
             return self.key
         arguments, _, _ = self._parts()
@@ -188,15 +189,15 @@ class Call(_Record):
     name : str
         The function's qualified name.
     arguments : dict
-        By parameter; a :class:`Digest` in place of a value stands for it.
+        By parameter; a :class:`Digest` stands for the value with that digest.
     metadata : dict of dicts
         See the module's docstring.
     module, version, code_digest
-        Of the function; what is None isn't told apart.
+        The function's; None if it doesn't distinguish calls.
     result : object
         ``NO_RESULT`` until there is one.
     key : Digest, optional
-        Where the key isn't derived from these fields: compiled programs have their own.
+        Overrides the key derived from these fields: compiled programs have keys of their own.
     """
 
     name: str
@@ -207,13 +208,13 @@ class Call(_Record):
     code_digest: str | None = None
     result: Any = NO_RESULT
     key: Digest | None = None
-    #: Digests of arguments that are known already, so that large ones aren't hashed twice.
+    #: Digests of arguments, if already known, so that large arguments aren't hashed twice.
     digests: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
     sealed: Digest | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
-        """The call ``function(*args, **kwargs)``, defaults filled in; TypeError where the arguments don't fit."""
+        """Return the call ``function(*args, **kwargs)``, defaults filled in; TypeError if the arguments don't fit."""
         known = FunctionProfile.of(function)
         return cls(
             known.qualname, known.bind(args, kwargs), module=known.module, version=known.version,
@@ -224,17 +225,17 @@ class Call(_Record):
         return self.arguments, self.result, self.metadata
 
     def stash(self, values: Any) -> DigestedCall:
-        """Store arguments and result in ``values`` and give the call with their digests in place.
+        """Store arguments and result in ``values`` and return the call with digests in their place.
 
         Raises
         ------
         SaveError
-            The result can't be stored. An argument that can't is kept as an :class:`Unstored` digest.
+            The result can't be stored. An argument that can't be stored becomes an :class:`Unstored` digest.
         """
         return self._digested(values.save)
 
     def digest(self) -> DigestedCall:
-        """The call with digests in place of its values; nothing is stored."""
+        """Return the call with digests in place of its values; nothing is stored."""
         return self._digested(_digest.digest)
 
     def _digested(self, save: Callable[[Any], Digest]) -> DigestedCall:
@@ -249,21 +250,21 @@ class Call(_Record):
             try:
                 arguments[name] = save(value)
             except SaveError as error:
-                _logger.debug("argument %s of %s is stored as a digest only: %s", name, self.name, error)
+                _logger.debug("only the digest of argument %s of %s is stored: %s", name, self.name, error)
                 arguments[name] = Unstored(_digest.digest(value))
         return self.in_form(DigestedCall, arguments=arguments, result=result)
 
 
 @dataclass(eq=False)
 class DigestedCall(_Record):
-    """A call with digests in place of its values; what a call storage keeps.
+    """A call with digests in place of its values; call storages keep this form.
 
     Attributes
     ----------
     result : Digest or None
         None while there is no result.
     inline : dict
-        Values so small that they lie in the record itself, as tagged JSON by digest: they need no file of their own.
+        Values small enough to be kept in the record itself instead of a file of their own: tagged JSON by digest.
     """
 
     name: str
@@ -275,11 +276,11 @@ class DigestedCall(_Record):
     code_digest: str | None = None
     key: Digest | None = None
     inline: dict[Digest, bytes] = field(default_factory=dict, repr=False)
-    #: The key, where whoever made this had computed it already; storages don't keep it.
+    #: The key, if it has already been computed; storages don't keep it.
     sealed: Digest | None = field(default=None, repr=False)
 
     def to_lookup_key(self) -> Digest:
-        """The key under which caches keep this call."""
+        """Return the key under which caches keep this call."""
         return super().to_lookup_key() if self.sealed is None else self.sealed
 
     def __eq__(self, other: object) -> bool:
@@ -297,30 +298,31 @@ class DigestedCall(_Record):
         return self.arguments, NO_RESULT if self.result is None else self.result, self.metadata
 
     def fetch(self, cache: Home) -> LazyCall:
-        """The call with values that load from ``cache``."""
+        """Return the call with values that are loaded from ``cache``."""
         return self.in_form(LazyCall, _arguments=self.arguments, _result=self.result, _cache=cache, _inline=self.inline)
 
     def recorded_arguments(self) -> dict[str, Any]:
-        """The arguments that lie in the record itself."""
+        """Return the arguments that the record itself contains."""
         return {name: decode_json(self.inline[key]) for name, key in self.arguments.items() if key in self.inline}
 
     def recorded_result(self) -> Any:
-        """The result, where it lies in the record itself; else None."""
+        """Return the result if the record itself contains it, otherwise None."""
         text = None if self.result is None else self.inline.get(self.result)
         return None if text is None else decode_json(text)
 
 
 @dataclass
 class PreparedCall:
-    """A call admitted to a cache: arguments stored, key sealed, result awaited.
+    """A call admitted to a cache: its arguments are stored, its key is sealed, its result isn't there yet.
 
-    Ended by :meth:`commit` or :meth:`abandon`, once; as a context manager, leaving the block without a commit abandons.
+    :meth:`commit` or :meth:`abandon` ends it, once. As a context manager, it is abandoned if the block is left without
+    a commit.
 
     Attributes
     ----------
     digested : DigestedCall
     cache : Home
-        Whose ``save`` gets the call on commit.
+        A commit passes the call to ``cache.save``.
     """
 
     digested: DigestedCall
@@ -330,18 +332,18 @@ class PreparedCall:
     _finished: bool = field(default=False, init=False, repr=False)
 
     def to_lookup_key(self) -> Digest:
-        """The key under which caches keep this call."""
+        """Return the key under which caches keep this call."""
         return self.digested.to_lookup_key()
 
     def commit(self, result: Any, metadata: Metadata | None = None) -> Digest:
-        """File the call with its result.
+        """Store the call with its result.
 
         Parameters
         ----------
         result : object
-            As it was returned: also an argument that the body changed and gave back.
+            The value that the body returned; it may be an argument that the body changed.
         metadata : dict of dicts, optional
-            Replaces the call's.
+            Replaces the call's metadata.
 
         Returns
         -------
@@ -351,9 +353,9 @@ class PreparedCall:
         Raises
         ------
         Rejected
-            The cache refuses it.
+            The cache refuses the call.
         RuntimeError
-            It has already been committed or abandoned.
+            The call has already been committed or abandoned.
         """
         if self._finished:
             raise RuntimeError(f"the call of {self.digested.name} has already been committed or abandoned")
@@ -367,11 +369,11 @@ class PreparedCall:
             self._let_go()
 
     def resolve(self, values: Any) -> DigestedCall:
-        """The call with its result stored in ``values``; the arguments keep the digests they were sealed with."""
+        """Store the result in ``values`` and return the call; the arguments keep the digests they were sealed with."""
         return self.digested.altered(result=values.save(self.result))
 
     def abandon(self) -> None:
-        """Give the call up: nothing is recorded. Does no harm twice."""
+        """Give up the call without recording it; may be called more than once."""
         self._finished = True
         self._let_go()
 
@@ -389,9 +391,9 @@ class PreparedCall:
 
 
 class LazyArguments(Mapping[str, Any]):
-    """Arguments that load when they are asked for.
+    """Arguments that are loaded on demand.
 
-    Raises :class:`KeyError` for a value that is gone; one that was never stored is its digest (:class:`Unstored`).
+    A value that is gone raises :class:`KeyError`; an argument that was never stored is its digest (:class:`Unstored`).
     """
 
     def __init__(self, cache: Home, digests: Mapping[str, Any], inline: Mapping[Digest, bytes] | None = None) -> None:
@@ -430,7 +432,7 @@ def _load(cache: Home, digest: Digest, inline: Mapping[Digest, bytes]) -> Any:
 
 @dataclass(frozen=True)
 class LazyCall(_Record):
-    """A recorded call, whose values load from its cache when they are asked for."""
+    """A recorded call; its values are loaded from its cache on demand."""
 
     name: str
     _arguments: dict[str, Digest]
@@ -448,24 +450,24 @@ class LazyCall(_Record):
 
     @property
     def arguments(self) -> LazyArguments:
-        """By parameter."""
+        """The arguments, by parameter."""
         return LazyArguments(self._cache, self._arguments, self._inline)
 
     @property
     def result(self) -> Any:
-        """What the call returned; KeyError where the value is gone, None also where there is no result."""
+        """The value that the call returned; KeyError if it is gone, None also if there is no result."""
         return None if self._result is None else _load(self._cache, self._result, self._inline)
 
     def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
         return self._arguments, NO_RESULT if self._result is None else self._result, self.metadata
 
     def fetch(self) -> Call:
-        """The call with all its values loaded; KeyError where one is gone."""
+        """Return the call with all its values loaded; KeyError if a value is gone."""
         result = NO_RESULT if self._result is None else self.result
         return self.in_form(Call, arguments=dict(self.arguments), result=result)
 
     def detach(self) -> DigestedCall:
-        """The call without its cache: it can be pickled and sent."""
+        """Return the call without its cache, so that it can be pickled and sent."""
         return self.in_form(
             DigestedCall, arguments=dict(self._arguments), result=self._result, metadata=dict(self.metadata),
             inline=self._inline,
@@ -474,16 +476,19 @@ class LazyCall(_Record):
 
 @dataclass
 class QueryCall:
-    """A pattern for calls: None fits anything, :data:`NONE` the value None, everything else its digest.
+    """A pattern for calls.
+
+    None matches anything, :data:`NONE` matches the value None, any other value matches values with its digest.
 
     Attributes
     ----------
     name, module, version, code_digest, result
-        What the call has to have.
+        The values that the call must have.
     arguments : dict, optional
-        What these arguments have to be; others may be there too.
+        The values that these arguments must have; None: any value, but the argument must be there. The call may have
+        other arguments too.
     metadata : dict of dicts, optional
-        What these entries of these groups have to be; None: that they are there.
+        The values that these entries of these groups must have; None: any value, but the entry must be there.
     """
 
     name: str | None = None
@@ -496,7 +501,7 @@ class QueryCall:
 
     @classmethod
     def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> QueryCall:
-        """The pattern for calls of ``function`` with these arguments; those not given may be anything."""
+        """Return the pattern for calls of ``function`` with these arguments; arguments not given may be anything."""
         known = FunctionProfile.of(function)
         given = known.bind_partial(args, kwargs)
         return cls(
@@ -505,10 +510,10 @@ class QueryCall:
         )  # fmt: skip
 
     def matcher(self) -> Callable[[Call | LazyCall | DigestedCall], bool]:
-        """:meth:`matches` for many calls: what is asked for is digested once. Indigestible where it has no content."""
+        """Return a :meth:`matches` that digests the pattern only once; Indigestible if a value in it has no digest."""
         fields = {name: getattr(self, name) for name in ("name", "module", "version", "code_digest", "result")}
         wanted = {name: _digest.digest(value) for name, value in fields.items() if value is not None}
-        # None: the argument has to be there.
+        # None: the argument must be there.
         arguments = {n: None if value is None else _digest.digest(value) for n, value in (self.arguments or {}).items()}
         metadata = self.metadata or {}
 
@@ -526,7 +531,7 @@ class QueryCall:
         return matches
 
     def matches(self, call: Call | LazyCall | DigestedCall) -> bool:
-        """Whether a call fits."""
+        """Return whether a call matches the pattern."""
         return self.matcher()(call)
 
 
@@ -549,7 +554,7 @@ def _metadata_fits(asked: Mapping[str, Any], have: Mapping[str, Mapping[str, Any
 
 
 def digests_of(call: DigestedCall) -> Iterable[Digest]:
-    """The values that a call refers to and that have a place of their own."""
+    """Yield the digests of the values that a call refers to and its record doesn't contain."""
     for value in (*call.arguments.values(), call.result):
         if isinstance(value, Digest) and not isinstance(value, Unstored) and value not in call.inline:
             yield value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key of a memoized call: the function's part, the arguments' digests, and what else went into it."""
+"""The key of a memoized call: the function's part, the arguments' digests, and the other inputs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Identity(NamedTuple):
     """The function's part of its calls' keys.
 
-    ``head`` is name, module, version and code digest, ready to be hashed with the arguments; ``closure`` tells whether
-    what the code refers to has changed since.
+    ``head`` is name, module, version and code digest, ready to be hashed with the arguments. ``closure`` tells whether
+    anything that the code refers to has changed since.
     """
 
     head: bytes
@@ -27,11 +27,11 @@ class Identity(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A call's key and what went into it.
+    """A call's key and its inputs.
 
-    ``arguments`` are values by parameter, without those to ignore, ``digests`` theirs, as ASCII. ``inputs`` is what
-    else is in the key, as texts by component (``files``, ``environment``, ``classes`` of arguments); ``watched`` are
-    those files, ``classes`` those classes with what each depends on.
+    ``arguments`` are the values by parameter, without ignored ones; ``digests`` are their digests, as ASCII. ``inputs``
+    are the other inputs of the key, as texts by component (``files``, ``environment``, ``classes`` of arguments).
+    ``watched`` are these files; ``classes`` are these classes and their closures.
     """
 
     digest: Digest
@@ -43,7 +43,7 @@ class Key(NamedTuple):
     classes: tuple[tuple[type, Closure], ...]
 
     def described(self) -> Metadata:
-        """What a record says of it beside the arguments."""
+        """Return the record's metadata on the key's inputs other than the arguments."""
         found: Metadata = {"inputs": self.inputs} if self.inputs else {}
         if self.identity.closure.packages:
             found["packages"] = self.identity.closure.packages
@@ -54,7 +54,7 @@ _classes: weakref.WeakKeyDictionary[type, Closure] = weakref.WeakKeyDictionary()
 
 
 def closure_of_class(kind: type) -> Closure:
-    """What a class depends on; taken anew when that has changed."""
+    """Return the closure of a class: cached, and computed again once anything in it has changed."""
     known = _classes.get(kind)
     if known is None or not known.holds():
         known = _classes[kind] = closure(kind)

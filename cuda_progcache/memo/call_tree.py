@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cached call called which, and which files each of them read.
+"""The call tree: which cached call called which others, and which files each call read.
 
-The tree of this process is in memory; what lies on disk are the records in the
-entries themselves, and :func:`cache_tree_sync` reads them. Nothing is written
-for the tree's sake when a call is made. Which call is under way is known per
-thread and per async task, so that calls side by side aren't taken for parent
-and child.
+The tree of the current process is kept in memory. On disk there are only the
+records in the cache entries, which :func:`cache_tree_sync` reads; a call
+writes nothing else for the tree. The running call is tracked per thread and
+per async task, so concurrent calls aren't mistaken for parent and child.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from cuda_progcache.memo.frames import Frame, _under_way, enter
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
 
-#: Calls that are remembered; the oldest go first.
+#: The most calls that the tree keeps; the oldest are dropped first.
 MOST_NODES = 100_000
 
 
 class _CallStack:
-    """The calls of the tree that run in this thread or task, the innermost last; for programs that push their own."""
+    """The tree's calls that run in this thread or task, innermost last; programs may push calls of their own."""
 
     def _frames(self) -> list[Frame]:
         return [call for call in under_way() if isinstance(call, Frame) and call.node is not None][::-1]
@@ -70,7 +69,7 @@ _lock = threading.RLock()
 
 
 def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo: str = "xxhash64") -> Node:
-    """Add a call to the tree, as a child of the call that is under way here; returns its node."""
+    """Add a call to the tree as a child of the call that runs in this thread or task; return its node."""
     with _lock:
         found = graph.get(node)
         if found is None:
@@ -85,12 +84,12 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
 
 
 def node_here() -> str | None:
-    """The innermost call of the tree that runs here."""
+    """Return the id of the innermost call of the tree that runs in this thread or task; None if there is none."""
     return next((node for call in under_way() if (node := getattr(call, "node", None)) is not None), None)
 
 
 def algo_of(node: str | None) -> str:
-    """The hash of a call's files."""
+    """Return the name of the hash used for a call's files."""
     return str(graph.get(node or "", {}).get("algo") or "xxhash64")
 
 
@@ -109,7 +108,7 @@ def _connect(parent: str, child: str) -> None:
 
 
 def forget(node: str) -> None:
-    """Take a call out of the tree again: it failed."""
+    """Remove a call that failed from the tree."""
     with _lock:
         gone = graph.pop(node, None)
         for side, back in (("parents", "children"), ("children", "parents")):
@@ -119,7 +118,7 @@ def forget(node: str) -> None:
 
 
 def add_files(node: str, watched: Iterable[Watched]) -> None:
-    """Note which files a call depends on."""
+    """Record the files that a call depends on."""
     with _lock:
         found = graph.get(node)
         if found is None:
@@ -148,7 +147,7 @@ def restore(call: DigestedCall, hash_: str, outfile: Path) -> None:
 
 
 def complete() -> None:
-    """Note the edges that records tell of by the keys of calls, and each edge at both ends."""
+    """Turn the links in records, which are keys of calls, into edges between nodes, at both ends of each edge."""
     with _lock:
         known = {node["key"]: name for name, node in graph.items() if "key" in node}
         for name, node in list(graph.items()):
@@ -164,7 +163,7 @@ def complete() -> None:
 
 
 def cache_tree_nodes() -> dict[str, Node]:
-    """The calls of the tree, by id; a copy, that stays as it is."""
+    """Return a copy of the tree's calls, by id; later calls don't change it."""
     with _lock:
         return {
             name: {k: v.copy() if isinstance(v, list | dict) else v for k, v in n.items()} for name, n in graph.items()
@@ -172,14 +171,14 @@ def cache_tree_nodes() -> dict[str, Node]:
 
 
 def cache_tree_reset() -> None:
-    """Forget the tree of this process, and which call is under way here."""
+    """Forget the tree of this process, and the calls that run in this thread or task."""
     with _lock:
         graph.clear()
         stack.clear()
 
 
 def cache_tree_changed_files() -> dict[str, dict[str, Any]]:
-    """Calls of the tree with a file that changed, or went, since.
+    """Find the calls of the tree that depend on a file that has changed or disappeared since.
 
     Returns
     -------
@@ -199,13 +198,13 @@ def cache_tree_changed_files() -> dict[str, dict[str, Any]]:
 
 
 def cache_tree_for_file(path: str | os.PathLike[str]) -> dict[str, Node]:
-    """The calls that depend on a file."""
+    """Return the calls that depend on a file, by id."""
     wanted = os.path.realpath(path)
     return {name: node for name, node in cache_tree_nodes().items() if wanted in node["file_hashes"]}
 
 
 def cache_tree_files() -> dict[str, list[str]]:
-    """Every file that a call depends on, with the ids of those calls."""
+    """Return every file that a call depends on, with the ids of the calls that depend on it."""
     found: dict[str, list[str]] = {}
     for name, node in cache_tree_nodes().items():
         for path in node["file_hashes"]:
@@ -214,7 +213,10 @@ def cache_tree_files() -> dict[str, list[str]]:
 
 
 def cache_tree_summary() -> dict[str, Any]:
-    """How many calls, edges, files and functions the tree has: ``n_nodes``, ``n_edges``, ``n_files``, ``functions``."""
+    """Count the tree's calls, edges and files, and the calls of each function.
+
+    The keys are ``n_nodes``, ``n_edges``, ``n_files`` and ``functions``, a count by name.
+    """
     nodes = cache_tree_nodes()
     functions: dict[str, int] = {}
     for node in nodes.values():
@@ -228,12 +230,12 @@ def cache_tree_summary() -> dict[str, Any]:
 
 
 def cache_tree_to_json(path: str | os.PathLike[str] | None = None) -> str:
-    """The tree as JSON, written to ``path`` if one is given."""
+    """Return the tree as JSON; write it to ``path`` if given."""
     return _out(json.dumps({name: _plain(node) for name, node in cache_tree_nodes().items()}, indent=2) + "\n", path)
 
 
 def cache_tree_to_dot(path: str | os.PathLike[str] | None = None) -> str:
-    """The tree in Graphviz's language, written to ``path`` if one is given."""
+    """Return the tree in Graphviz's DOT language; write it to ``path`` if given."""
     nodes = cache_tree_nodes()
     files = {path: hashed for node in nodes.values() for path, hashed in node["file_hashes"].items()}
     boxes = [(f"call:{name}", node["fname"], "ellipse") for name, node in nodes.items()]
@@ -265,30 +267,30 @@ def _plain(node: Node) -> Node:
 
 
 def cache_tree_save(path: str | os.PathLike[str]) -> Path:
-    """Write the tree to a file of pickled plain values, for :func:`cache_tree_load`; gives its path."""
+    """Write the tree to a file of pickled plain values, for :func:`cache_tree_load`; return its path."""
     data = pickle.dumps({name: _plain(node) for name, node in cache_tree_nodes().items()}, protocol=4)
     target = os.fspath(path)
     put_in_place(target, data, staged=f"{target}.tmp.{os.getpid()}.{threading.get_ident()}", mode=0o644)
     return Path(target)
 
 
-class _PlainUnpickler(pickle.Unpickler):  # noqa: S301 - this one lets nothing in that could run
-    """Lets in paths and nothing else that has a class: a graph file can't run code."""
+class _PlainUnpickler(pickle.Unpickler):  # noqa: S301 - loads nothing that could run code
+    """An unpickler that loads no class except paths, so that a graph file can't run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Refuse all but :mod:`pathlib`'s paths."""
+        """Return ``Path`` for :mod:`pathlib`'s paths; refuse every other class."""
         if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
             return Path
         raise pickle.UnpicklingError(f"a saved graph can't contain {module}.{name}")
 
 
 def cache_tree_load(path: str | os.PathLike[str]) -> None:
-    """Replace the tree by that of a file.
+    """Replace the tree with the tree in a file.
 
     Raises
     ------
     ProgCacheError
-        It is no tree.
+        The file doesn't contain a saved tree.
     """
     with open(path, "rb") as file:
         content = file.read()

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a function does, as a digest: its code, and all that the code refers to, recursively.
+"""The digest of what a function does: its code and, recursively, everything that the code refers to.
 
-What counts: the body, defaults, closure variables and globals that it names, and the function's own attributes; of
-those the values, and of functions, classes and instances again what they do and hold, as they are loaded: not as
-``__module__`` or ``__wrapped__`` say, nor as the source lies on disk now. Of a module of one's own, the attributes that
-are named, or all of it where it is used in another way. The standard library doesn't count, an installed package by its
-version. A module of one's own that is imported inside counts likewise; while it isn't loaded, by its source. Of the
-environment, the variables that are read by name; all of them where that can't be seen.
+These parts count: the function's body, defaults and attributes, and the closure variables and globals that the body
+names. Data count by value; functions, classes and instances count in turn by what they do and hold. All of them count
+as they are loaded; ``__module__``, ``__wrapped__`` and the source that is on disk now make no difference.
 
-Nothing is left out because the code changes it: what is only the code's own state is declared as such (``state``).
-What doesn't count: comments, layout, docstrings and annotations that aren't read, names of files, line numbers, memory
-addresses, the order of a set. So the digest is the same in every process, and, where the source is at hand, from every
-interpreter. Locks, files, threads and the like count by their class: they are tools, and no input.
+A user's own module counts by the attributes that the code names, or as a whole if the code uses it in another way. The
+same is true of a module that the function imports in its body; until it is loaded, it counts by its source. An
+installed package counts by its version; the standard library doesn't count. Environment variables count if the code
+reads them by name; if the names can't be determined, all variables count.
+
+Nothing is left out because the code changes it; objects that are only the code's own state must be declared
+(``state``). Comments, layout, docstrings and annotations that aren't read, file names, line numbers, memory addresses
+and the order of a set don't count. So the digest is the same in every process and, if the source is available, in
+every interpreter. Locks, files, threads and the like count only by their class: they are tools, not inputs.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ from cuda_progcache.memo.modules import (
 from cuda_progcache.memo.references import Import, References, bytecode, references_of
 
 _MISSING = watching.MISSING
-#: Built-in functions with which code can reach every name of its module.
+#: Built-in functions through which code can reach every name of its module.
 _REACH_ALL = tuple(getattr(builtins, name) for name in ("globals", "eval", "exec"))
-#: Names of :mod:`os` that lead to the environment.
+#: Names in :mod:`os` that give access to the environment.
 _ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb"})
-#: Of a module: what Python puts there by itself.
+#: Attributes that Python itself adds to a module.
 _MODULE_FURNITURE = frozenset(
     ["__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__",
      "__path__", "__annotations__", "__warningregistry__", "__annotate__", "__conditional_annotations__"]
@@ -52,7 +54,7 @@ _MODULE_FURNITURE = frozenset(
 
 
 def get_recursive_closure_hash(function: Any) -> str:
-    """Digest of all that decides what a function does, but for its arguments and files.
+    """Return a digest of everything that decides what a function does, except arguments, files and package versions.
 
     Parameters
     ----------
@@ -67,15 +69,15 @@ def get_recursive_closure_hash(function: Any) -> str:
     Raises
     ------
     Indigestible
-        It refers to something whose content can't be known, or is nested too deep to be walked.
+        The function refers to something that has no content to digest, or that is nested too deeply.
     """
     return closure(function).digest
 
 
 class Closure(NamedTuple):
-    """What a function depends on: a digest of all of it, versions of packages, and watches of what can change.
+    """What a function depends on: a digest, the versions of packages, and watches on everything that can change.
 
-    ``unloaded`` says that modules of one's own count by their source, since they aren't loaded yet.
+    ``unloaded`` is true if some of the user's own modules count by their source because they aren't loaded yet.
     """
 
     digest: str
@@ -85,22 +87,22 @@ class Closure(NamedTuple):
 
     @property
     def with_packages(self) -> Digest:
-        """The digest, with the packages' versions."""
+        """The digest, combined with the packages' versions."""
         return digest((self.digest, self.packages)) if self.packages else Digest(self.digest)
 
     def holds(self) -> bool:
-        """Whether nothing has changed: the objects that names are bound to, code, and the content of data."""
+        """Return whether nothing has changed: the objects that names are bound to, code, and the content of data."""
         return watching.hold(self.watches)
 
     def changed(self) -> list[str]:
-        """The names through which the function reaches what is no longer as it was."""
+        """Return the names through which the function reaches objects that have changed."""
         return watching.changed(self.watches)
 
 
 def closure(function: Any, state: Iterable[str] = ()) -> Closure:
-    """What a function depends on, as it is now, but for the names in ``state`` (``"stats"``, ``"module.table"``).
+    """Return what a function depends on now, without the names in ``state`` (``"stats"``, ``"module.table"``).
 
-    Raises Indigestible, see :func:`get_recursive_closure_hash`.
+    Raises Indigestible; see :func:`get_recursive_closure_hash`.
     """
     walker = _Walker(_declared(function, state))
     found = _walked(walker, function)
@@ -111,9 +113,9 @@ def closure(function: Any, state: Iterable[str] = ()) -> Closure:
 
 
 def argument_digest(value: Any) -> Digest:
-    """Digest of an argument: as :func:`~cuda_progcache.memo.digest.digest`, or else by class and attributes.
+    """Digest an argument: as :func:`~cuda_progcache.memo.digest.digest` does, or otherwise by class and attributes.
 
-    Raises Indigestible where it, or something in it, has no content that could be hashed.
+    Raises Indigestible if the argument, or something in it, has no content that could be hashed.
     """
     return Digest(_walked(_Walker(strict=True), value).decode())
 
@@ -125,7 +127,7 @@ def _walked(walker: _Walker, value: Any) -> bytes:
         raise Indigestible(value, f"can't digest what {_named(value)} refers to: it is nested too deeply") from None
     except RuntimeError as error:  # a dict or set that another thread changes
         raise Indigestible(
-            value, f"can't digest what {_named(value)} refers to: it changed meanwhile ({error})"
+            value, f"can't digest what {_named(value)} refers to: it changed in the meantime ({error})"
         ) from None
 
 
@@ -134,7 +136,7 @@ def _named(value: Any) -> str:
 
 
 def _declared(function: Any, state: Iterable[str]) -> frozenset[tuple[int, str] | int]:
-    """Where what is declared as state lies: namespaces with names, and objects."""
+    """Return where the declared state is found: namespaces with names, and objects, all by their ids."""
     found: set[tuple[int, str] | int] = set()
     plain = getattr(function, "__func__", function)
     for dotted in state:
@@ -143,7 +145,7 @@ def _declared(function: Any, state: Iterable[str]) -> frozenset[tuple[int, str] 
         code = getattr(plain, "__code__", None)
         cells = dict(zip(code.co_freevars if code else (), getattr(plain, "__closure__", None) or (), strict=False))
         if not attributes:
-            found.add((id(namespace), name))  # also as a variable that functions beside it close over
+            found.add((id(namespace), name))  # also stands for a closure variable shared with neighbouring functions
         value = watching.content(cells[name]) if name in cells else namespace.get(name, _MISSING)
         for position, attribute in enumerate(attributes, 1):
             if position == len(attributes):
@@ -156,7 +158,11 @@ def _declared(function: Any, state: Iterable[str]) -> frozenset[tuple[int, str] 
 
 
 class _Walker(Instances):
-    """One walk. Functions and classes met again are named by when they were met first; data by its content."""
+    """A walk over what a function refers to.
+
+    A function or class that was met before counts by its position in the order of first encounters; data always count
+    by content.
+    """
 
     def __init__(
         self, state: frozenset[tuple[int, str] | int] = frozenset(), *, strict: bool = False, subclasses: bool = False
@@ -168,7 +174,7 @@ class _Walker(Instances):
         self.unloaded = False
 
     def value(self, value: Any) -> bytes:
-        """Digest of any value, as 64 hex digits."""
+        """Return the digest of any value, as 64 hex digits."""
         if self.state and id(value) in self.state:
             return hash_parts("state")
         kind = type(value)
@@ -181,7 +187,7 @@ class _Walker(Instances):
         return super().value(value)
 
     def instance(self, value: Any) -> bytes:
-        """An object; of a memoized function its state doesn't count."""
+        """Return the digest of an object; the declared state of a memoized function doesn't count."""
         told = getattr(type(value), "__state__", None) if hasattr(type(value), watching.COUNTS) else None
         around = self.state
         if told is not None:
@@ -205,8 +211,8 @@ class _Walker(Instances):
         own = function.__dict__
         self.watch(lambda: (function.__code__, function.__defaults__, function.__kwdefaults__, *own, *own.values()))
         around = self.strict, self._name
-        self.strict = False  # what code uses, as a lock, needn't be a value
-        self._name = ""  # what it changes is told of by the name that it has there
+        self.strict = False  # objects that code uses, such as a lock, needn't be values
+        self._name = ""  # a change is reported under the name that this function has for the object
         try:
             return hash_parts(*self._function(function, read))
         finally:
@@ -238,12 +244,15 @@ class _Walker(Instances):
         return parts
 
     def _foreign_function(self, function: types.FunctionType, package: Package) -> bytes:
-        """A function of a package: by name; what it closes over may be one's own, as what a decorator wraps."""
+        """Return the digest of a package's function: its name and closure.
+
+        The closure may hold the user's own objects, such as the function that a decorator wraps.
+        """
         self.note(package)
-        # Where a function lives moves between versions, and a decorator may have renamed it: its code knows.
+        # The code's own name: a function's module differs between versions, and a decorator may have renamed it.
         parts: list[str | bytes] = ["function", package.name, function.__code__.co_qualname]
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-            if name not in {"dispatch_cache", "cache_token"}:  # of functools.singledispatch: filled as it is used
+            if name not in {"dispatch_cache", "cache_token"}:  # caches of functools.singledispatch
                 parts += [name, self.value(self._cell(cell, (0, name)))]
         return hash_parts(*parts)
 
@@ -259,7 +268,7 @@ class _Walker(Instances):
     def attributes(
         self, value: Any, attributes: tuple[str, ...], chain: tuple[str, ...], read: References | None
     ) -> bytes:
-        """Digest of a value of which only some attributes are read."""
+        """Return the digest of a value of which the code reads only some attributes."""
         if value is _MISSING:
             return hash_parts("missing")
         if value is _State or (self.state and id(value) in self.state):
@@ -296,7 +305,7 @@ class _Walker(Instances):
     def _environment(
         self, value: Any, attributes: tuple[str, ...], chain: tuple[str, ...], read: References | None
     ) -> bytes | None:
-        """Digest of what code reads of the environment; None where it is something else that is looked at."""
+        """Return the digest of the environment variables that code reads; None if the value isn't the environment."""
         if value is os and attributes[:1] and attributes[0] in _ENVIRONMENT:
             value, chain, attributes = vars(os).get(attributes[0]), (*chain, attributes[0]), attributes[1:]
         if value is os.environ:
@@ -314,14 +323,14 @@ class _Walker(Instances):
         known = None if read is None or read.constants is None else read.constants.get(chain)
         if known is None:
             raise Indigestible(
-                importlib, f"what {'.'.join(chain)}() imports can't be known in advance: import it by name, or pass "
+                importlib, f"can't tell in advance what {'.'.join(chain)}() imports: import it by name, or pass "
                 "code=False and a version",
             )  # fmt: skip
         parts = ["imported", *sorted(known)]
         return hash_parts(*parts, *(part for name in sorted(known) for part in self._imported(Import(name, ()))))
 
     def module(self, module: types.ModuleType) -> bytes:
-        """A module: by name and version if it is a package's; of one's own all that it has."""
+        """Return the digest of a module: its name if it belongs to a package, otherwise everything in it."""
         package = package_of_module(module.__name__, module)
         if package is not None:
             self.note(package)
@@ -343,14 +352,14 @@ class _Walker(Instances):
     # Modules that code imports when it runs
 
     def _imported(self, wanted: Import) -> list[bytes]:
-        """Digests of what code imports: of a module, or of what it takes from it."""
+        """Return the digests of an imported module, or of the names that the code imports from it."""
         top, _, rest = wanted.name.partition(".")
         module = sys.modules.get(wanted.name)
         package = package_of_module(top)
         if package is not None:
             self.note(package)
             by_hand = sys.modules.get(top)
-            if by_hand is not None and by_hand.__spec__ is None:  # it says itself which version it is
+            if by_hand is not None and by_hand.__spec__ is None:  # its version is its own attribute, which can change
                 self.watch_name(sys.modules, top)
                 self.watch_name(vars(by_hand), "__version__")
             return [hash_parts("external")]
@@ -369,7 +378,7 @@ class _Walker(Instances):
         return made
 
     def _unloaded(self, name: str) -> bytes:
-        """A module of one's own that isn't loaded yet, and those it imports: by their source."""
+        """Return the digest of a user's module that isn't loaded yet and of its imports, made from their source."""
         found: dict[str, bytes] = {}
         pending = [name]
         while pending:
@@ -389,7 +398,7 @@ class _Walker(Instances):
             self.watch_name(sys.modules, module)
             spec = locate(module)
             if spec is None or spec.origin is None or not spec.has_location:
-                continue  # a name in a module, a folder, or nowhere
+                continue  # a name in a module, a directory, or nothing
             self.unloaded = True
             self.watch(functools.partial(stamp_of, spec.origin), by_value=True)
             source = source_of(module, spec.origin)
@@ -403,7 +412,7 @@ class _Walker(Instances):
 
 
 class _State:
-    """Stands for a value that is declared as state."""
+    """The stand-in for a value that is declared as state."""
 
 
 digest_code_by(argument_digest)

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest of a value: SHA-256 over what the value is, the same in every process, interpreter run and hash seed.
+"""The digest of a value: a SHA-256 of its content, the same in every process, interpreter run and hash seed.
 
-Two values have one digest exactly if a function could not tell them apart by
-content: ``1``, ``1.0`` and ``True`` differ, as do ``-1.0`` and ``-2.0``, a list
-and a tuple, two classes of one name in different modules; two sets, or two
-dicts, that were filled in different order don't.
+Two values have the same digest exactly if a function couldn't tell them apart
+by content. ``1``, ``1.0`` and ``True`` have different digests, and so have
+``-1.0`` and ``-2.0``, a list and a tuple, and two classes of the same name in
+different modules. Two sets or two dicts that were filled in a different order
+have the same digest.
 
 A digest stands for its value: ``digest(digest(x)) == digest(x)``, and a
-container has the same digest when some of its elements are replaced by
-theirs. So a record that holds digests in place of values has the digest of the
-values (a Merkle tree).
+container keeps its digest if some of its elements are replaced by their
+digests. So a record that holds digests in place of values has the digest of
+the record with the values (a Merkle tree).
 
 How a value is hashed
 ---------------------
 ``SHA-256(tag + payload)``, hexadecimal. The tag names the kind (``int:``,
-``list:``, or the class as ``module.qualname:``), the payload is its content;
-of containers the digests of the elements, sorted where order means nothing.
-Functions, classes, modules and what holds such are digested by what they do:
-see :mod:`~cuda_progcache.memo.code`. What has no content that can be trusted
-(generators, open files, objects of unknown classes) is :class:`Indigestible`.
-A class of your own says ``def __digest__(self) -> str``, or is taught with
-:func:`register`.
+``list:``, or the class as ``module.qualname:``). The payload is the content; a
+container's is the digests of its elements, sorted if their order has no
+meaning. Functions, classes, modules and objects that hold them are digested by
+what they do: see :mod:`~cuda_progcache.memo.code`. A value without content that
+can be trusted (a generator, an open file, an object of an unknown class) is
+:class:`Indigestible`. A class of your own defines
+``def __digest__(self) -> str``, or is registered with :func:`register`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ DIGEST_LENGTH = 64
 
 
 class Indigestible(ProgCacheError, TypeError):  # noqa: N818 - an established name
-    """A value has no content that could be hashed; the message says which, and where to teach it."""
+    """A value has no content that could be hashed. The message names its class and says how to make it digestible."""
 
     def __init__(self, value: object, why: str = "") -> None:
         kind = type(value)
@@ -61,34 +62,34 @@ class Indigestible(ProgCacheError, TypeError):  # noqa: N818 - an established na
         self.value = value
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (None, str(self)))  # the value itself may be what can't be pickled
+        return (type(self), (None, str(self)))  # the value itself may not be picklable
 
 
 class Digest(str):
-    """A digest, 64 hex digits, or the first ones of it: tells a key from a value that is a string."""
+    """A digest of 64 hex digits, or a prefix of one; the type distinguishes a key from a string value."""
 
     __slots__ = ()
 
 
 def hash_tagged(tag: bytes, payload: bytes) -> bytes:
-    """SHA-256 over the name of a kind and its content, as 64 hex digits in ASCII."""
+    """Return the SHA-256 of a kind's tag and a payload, as 64 hex digits in ASCII."""
     state = hashlib.sha256()
     state.update(tag + payload)
     return state.hexdigest().encode("ascii")
 
 
 def digest(value: Any) -> Digest:
-    """The digest of a value.
+    """Return the digest of a value.
 
     Parameters
     ----------
     value : object
-        Anything with content; a :class:`Digest` is its own.
+        Anything with content; a :class:`Digest` is its own digest.
 
     Returns
     -------
     Digest
-        64 hex digits (SHA-256), or what the value's ``__digest__`` says.
+        64 hex digits (SHA-256), or the result of the value's ``__digest__``.
 
     Raises
     ------
@@ -104,19 +105,20 @@ def digest(value: Any) -> Digest:
 
 
 def register(kind: type[T], function: Callable[[T], str]) -> None:
-    """Teach how instances of a class, and of its subclasses, are digested.
+    """Register a function that digests the instances of a class and of its subclasses.
 
     Parameters
     ----------
     kind : type
     function : callable
-        Takes an instance and returns its digest, as a rule ``digest(...)`` of its content with the class's name.
+        Takes an instance and returns its digest, usually ``digest(...)`` of its content and the class's name.
     """
     _taught[kind] = function
     _of_type.clear()
 
 
-#: What is met while a value is digested: the classes of instances, if somebody collects them, and a sign of looseness.
+#: Per thread, while a value is digested: ``classes``, a set of the classes met, if a caller collects them; ``loose``,
+#: see :func:`digest_loosely`.
 _met = threading.local()
 
 Encoder = Callable[[Any], bytes]
@@ -125,25 +127,25 @@ _taught: dict[type, Callable[[Any], str]] = {}
 
 
 def _digest_bytes(value: Any) -> bytes:
-    """The digest as ASCII bytes; every element of every container passes through here."""
+    """Return the digest as ASCII bytes; every element of every container passes through here."""
     encoder = _of_type.get(type(value))
     if encoder is None:
         encoder = _encoder(type(value))
         _of_type[type(value)] = encoder
-        if len(_of_type) > 1000:  # classes made in a loop must not be kept for ever
+        if len(_of_type) > 1000:  # classes made in a loop must not be kept forever
             _of_type.clear()
             _of_type.update(_EXACT)
     return encoder(value)
 
 
 def _loosely(told: object) -> bytes:
-    """A digest that stands for other values, too."""
+    """Encode a digest that other values may have too, and note that."""
     _met.loose = True
     return str(told).encode("utf-8")
 
 
 def child_bytes(value: Any) -> bytes:
-    """The digest of an element as it goes into its container's, always 64 bytes."""
+    """Return the digest of an element as its container hashes it, always 64 bytes."""
     found = _digest_bytes(value)
     return found if len(found) == DIGEST_LENGTH else hash_tagged(b"custom:", found)
 
@@ -153,7 +155,7 @@ def _class_tag(kind: type) -> bytes:
 
 
 def digest_fields(kind: type, fields: Mapping[str, Any]) -> bytes:
-    """The digest of a record (dataclass, attrs, msgspec) from its class and its fields."""
+    """Return the digest of a record (dataclass, attrs, msgspec) made from its class and its fields."""
     return hash_tagged(_class_tag(kind), _pairs(fields))
 
 
@@ -191,7 +193,7 @@ def _datetime(value: dt.datetime | dt.time) -> bytes:
 
 
 def _zone(value: dt.datetime | dt.time) -> bytes:
-    """The identity of a time's zone; for a zone of an unknown class, its offset and name at that time."""
+    """Return the digest of a time's zone; for a zone of an unknown class, of its offset and name at that time."""
     zone = value.tzinfo
     if zone is None:
         return b""
@@ -205,24 +207,25 @@ def _timezone(value: dt.timezone) -> bytes:
     return hash_tagged(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
-#: What digests functions, classes, modules and what holds such: :mod:`~cuda_progcache.memo.code`, which knows them.
+#: The function that digests functions, classes, modules and objects that hold them; set by
+#: :mod:`~cuda_progcache.memo.code`.
 _of_code: list[Callable[[Any], str]] = []
 
 
 def digest_code_by(function: Callable[[Any], str]) -> None:
-    """Say how functions, classes, modules and what holds such are digested."""
+    """Set the function that digests functions, classes, modules and objects that hold them."""
     _of_code[:] = [function]
 
 
 def _code(value: Any) -> bytes:
-    """Digest of code by what it does: not by its name or place."""
+    """Digest code by what it does, not by its name or location."""
     if not _of_code:
         raise Indigestible(value)
     return _loosely(_of_code[0](value))
 
 
 def _ordered(value: collections.OrderedDict[Any, Any]) -> bytes:
-    """Two of them are equal only in one order."""
+    """Digest an OrderedDict; the order counts, as it does in a comparison of two of them."""
     return hash_tagged(b"OrderedDict:", _sequence(part for pair in value.items() for part in pair))
 
 
@@ -270,11 +273,11 @@ _of_type: dict[type, Encoder] = dict(_EXACT)
 _EXACT_DATES = frozenset({dt.datetime, dt.time, dt.date, dt.timedelta, dt.timezone, array.array, memoryview})
 
 
-# Other types: looked at once, then remembered
+# Other types: the encoder is chosen once per type and cached
 
 
 def _encoder(kind: type) -> Encoder:
-    """How instances of a class that was not met yet are hashed."""
+    """Make the function that hashes instances of a class, and reports the class to :class:`classes_met`."""
     encoder = _encoder_of(kind)
     if not kind.__flags__ & _HEAP or kind.__module__.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
         return encoder
@@ -288,18 +291,22 @@ def _encoder(kind: type) -> Encoder:
     return encode
 
 
-_HEAP = 1 << 9  # a class made by a class statement, or by C code at run time
+_HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, or by C code at run time
 
 
 def digest_loosely(value: Any) -> tuple[Digest, bool]:
-    """The digest of a value, and whether others may have it: dicts in another order, or what a class says."""
+    """Return a value's digest, and whether distinguishable values may share it.
+
+    The second is True if the value contains a dict of several items (their order doesn't count), code, a
+    :class:`Digest`, or an object with a digest function of its own.
+    """
     _met.loose = False
     found = digest(value)
     return found, bool(_met.loose)
 
 
 class classes_met:  # noqa: N801 - used as a function
-    """Collect the classes, but for the standard library's, of which instances are digested: ``with classes_met()``."""
+    """A context manager that collects the classes of digested instances, except the standard library's classes."""
 
     def __enter__(self) -> set[type]:
         self._around = getattr(_met, "classes", None)
@@ -312,22 +319,22 @@ class classes_met:  # noqa: N801 - used as a function
 
 
 def is_taught(kind: type) -> bool:
-    """Whether a class says itself how its instances are digested, or was registered."""
+    """Return whether a class defines how its instances are digested, or was registered."""
     return hasattr(kind, "__digest__") or any(issubclass(kind, known) for known in _taught)
 
 
 def is_foreign(kind: type) -> bool:
-    """Whether it is a class of a library whose content is known here."""
+    """Return whether this module knows the content of a class: a built-in type, or a library's class."""
     return kind in _EXACT or any(_foreign_name(base) in _FOREIGN or base in _EXACT_DATES for base in kind.__mro__)
 
 
 def _foreign_name(kind: type) -> str:
-    # By package and name: classes move between a package's modules from version to version.
+    # By package and name: a class's module within its package differs between versions.
     return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
 
 
 def content_as(value: Any) -> bytes:
-    """Digest of an instance of a built-in type's subclass as of the built-in type: without class and attributes."""
+    """Digest an instance of a built-in type's subclass as the built-in type, without class and attributes."""
     return next(_EXACT[base] for base in type(value).__mro__ if base in _EXACT)(value)
 
 
@@ -361,7 +368,7 @@ def _encoder_of(kind: type) -> Encoder:
 
 
 def field_names(kind: type) -> list[str] | None:
-    """The fields of a dataclass, attrs class, msgspec struct; None if it is none."""
+    """Return the fields of a dataclass, attrs class or msgspec struct; None for other classes."""
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
     attributes = getattr(kind, "__attrs_attrs__", None)
@@ -372,7 +379,7 @@ def field_names(kind: type) -> list[str] | None:
 
 
 def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
-    """A subclass of a built-in type: its class, its content, and attributes that instances were given."""
+    """Hash an instance of a built-in type's subclass: its class, content and attributes."""
     attributes = getattr(value, "__dict__", None)
     fields = getattr(kind, "_fields", None)  # of a named tuple
     named = repr(fields).encode("utf-8", "surrogatepass") if isinstance(fields, tuple) else b""
@@ -380,7 +387,7 @@ def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
 
 
 def _record(kind: type, names: list[str], encode: Encoder | None, value: Any) -> bytes:
-    """A dataclass and its like: its fields, other attributes, and what it holds where it is a collection, too."""
+    """Hash a dataclass, attrs or msgspec instance: its fields, other attributes, and its elements if a collection."""
     fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
     more = {name: held for name, held in getattr(value, "__dict__", {}).items() if name not in fields}
     if encode is None and not more:
@@ -390,14 +397,14 @@ def _record(kind: type, names: list[str], encode: Encoder | None, value: Any) ->
 
 
 def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
-    """An instance of a class derived from a library's: its class, content, and what its author counts as content."""
-    names = getattr(kind, "_metadata", None)  # as pandas has it
+    """Hash an instance of a subclass of a library's class: class, content, and attributes named in ``_metadata``."""
+    names = getattr(kind, "_metadata", None)  # pandas's list of the attributes that a subclass adds to the content
     more = {name: getattr(value, name, None) for name in names} if isinstance(names, list) else {}
     return hash_tagged(_class_tag(kind), encode(value) + _pairs(more))
 
 
 def _collection_of(kind: type) -> Encoder | None:
-    """The function that hashes the content of a collection class; None if the class is no collection."""
+    """Return the function that hashes the content of a collection class; None if the class isn't a collection."""
     if issubclass(kind, collections.ChainMap):
         return lambda value: _sequence(value.maps)
     if issubclass(kind, (collections.UserDict, collections.UserList, collections.UserString)):
@@ -406,7 +413,7 @@ def _collection_of(kind: type) -> Encoder | None:
         return lambda value: _pairs(dict(value))
     if issubclass(kind, AbstractSet):
         return _unordered
-    if issubclass(kind, (Sequence, ValuesView)):  # iterating may use up, or not show, what others hold
+    if issubclass(kind, (Sequence, ValuesView)):  # other iterables may be used up, or not show their whole content
         return _sequence
     return None
 
@@ -415,7 +422,7 @@ def _refuse(value: Any) -> bytes:
     raise Indigestible(value)
 
 
-# Types of libraries that are not imported here: whoever has an instance has imported them
+# Types of libraries that aren't imported at the top: if there is an instance, its library has been imported
 
 
 def _dtype(value: Any) -> bytes:
@@ -424,7 +431,7 @@ def _dtype(value: Any) -> bytes:
 
 def _ndarray(value: Any) -> bytes:
     layout = _dtype(value.dtype) + child_bytes(tuple(value.shape))
-    if value.dtype.names is not None:  # what lies between the fields is no content
+    if value.dtype.names is not None:  # the padding between the fields isn't content
         return hash_tagged(b"numpy.ndarray:", layout + _sequence(value[name] for name in value.dtype.names))
     if value.dtype.hasobject:
         return hash_tagged(b"numpy.ndarray:", layout + _elements(value.ravel().tolist()))
@@ -435,7 +442,7 @@ def _ndarray(value: Any) -> bytes:
 
 
 def _elements(values: list[Any]) -> bytes:
-    """Digest of the elements of a list; of nothing but texts at once, with their lengths."""
+    """Hash the elements of a list; a list of strings only is hashed in one go, with the lengths."""
     if values and all(type(value) is str for value in values):
         joined = "".join(values).encode("utf-8", "surrogatepass")
         lengths = array.array("Q", map(len, values))
@@ -462,7 +469,7 @@ def _numpy_scalar(value: Any) -> bytes:
 
 
 def _column(values: Any) -> bytes:
-    """What a pandas column or index holds, exactly, and its type."""
+    """Hash the exact content of a pandas column or index, and its type."""
     kind = values.dtype
     if type(kind).__name__ == "CategoricalDtype":
         codes = values.cat.codes if hasattr(values, "cat") else values.codes
@@ -501,7 +508,7 @@ def _frame(value: Any) -> bytes:
 
 
 def _moment(value: Any) -> bytes:
-    """A pandas Timestamp or Timedelta: to its unit, and in its zone."""
+    """Hash a pandas Timestamp or Timedelta with its unit and time zone."""
     zone = _zone(value) + f" {value.fold}".encode() if hasattr(value, "tzinfo") else b""
     return hash_tagged(_class_tag(type(value)), _numpy_scalar(value.asm8) + zone)
 
@@ -516,7 +523,7 @@ def _path(value: Any) -> bytes:
 
 
 def _ufunc(value: Any) -> bytes:
-    """NumPy's own by name; one that was made of a function is that function, and no value."""
+    """Hash one of NumPy's own ufuncs by name; a ufunc made from a function isn't a value."""
     if any(callable(held) for held in gc.get_referents(value)):
         raise Indigestible(value)
     return _repr(value)

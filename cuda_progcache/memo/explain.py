@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a call had to be run: its key against that of the nearest earlier call of the function."""
+"""Explanations of misses: how a call's key differs from that of the nearest earlier call of the function."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, Home, LazyCall
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
-#: Calls of a function that are looked at for the nearest one: the latest.
+#: How many of a function's latest calls are searched for the nearest one.
 _CONSIDERED = 1000
 _SHOWN = 60
-#: What else is in a key, by the name that records have for it.
+#: The other inputs of a key, by their name in records, with the name shown.
 _INPUTS = {
     "files": "file", "environment": "environment variable", "depends_on": "depends_on_vars", "classes": "code of class",
 }  # fmt: skip
@@ -21,25 +21,25 @@ AnyCall = Call | LazyCall | DigestedCall
 
 
 def explain(cache: Home, call: str | AnyCall) -> tuple[str, ...]:
-    """What tells a call from the nearest one that ran before it.
+    """Explain how a call differs from the nearest call that ran before it.
 
     Parameters
     ----------
     cache : BaseCache
-        Where the earlier calls are.
+        The cache that holds the earlier calls.
     call : str or call
-        A call, recorded or not, or the key of one that is recorded, or its first digits.
+        A call, recorded or not, or the key of a recorded call, or the key's first digits.
 
     Returns
     -------
     tuple of str
-        A sentence per difference; or that it was the first call, or that nothing differs: then it is in the cache, or
-        was removed from it.
+        A sentence per difference; or a sentence that says that the call was the first one, or that nothing differs: no
+        difference between the two keys' inputs is recorded.
 
     Raises
     ------
     KeyError
-        No call has this key.
+        No recorded call has this key.
     """
     asked = cache.load(cache.expand(call)) if isinstance(call, str) else call
     found = differences(cache, asked)
@@ -49,7 +49,7 @@ def explain(cache: Home, call: str | AnyCall) -> tuple[str, ...]:
 
 
 def differences(cache: Home, call: AnyCall) -> list[str] | None:
-    """What tells a call from the nearest one that ran before it, a sentence each; None where it is the first."""
+    """Return how a call differs from the nearest one that ran before it, as sentences; None for the first call."""
     key, mine, before = call.to_lookup_key(), _components(call), call.runtime.get("timestart")
     earlier = [
         other for other in cache.query(name=call.name)
@@ -67,10 +67,10 @@ def differences(cache: Home, call: AnyCall) -> list[str] | None:
 
 
 def _components(call: AnyCall) -> dict[str, Any]:
-    """What a key is made of, by name: values, or digests in their place."""
+    """Return the inputs of a key by name: values, or digests in their place."""
     arguments, _, metadata = call._parts()
     found: dict[str, Any] = {"module": call.module, "version": call.version, "code": call.code_digest}
-    known = getattr(call, "digests", {})  # of arguments as the key counts them, which may be less than the value
+    known = getattr(call, "digests", {})  # the arguments' digests in the key, which may leave out parts of a value
     for name, value in arguments.items():
         found[f"argument {name}"] = Digest(known[name].decode()) if name in known else value
     inputs = metadata.get("inputs") or {}
@@ -107,7 +107,7 @@ def _sentence(name: str, call: Any, mine: Mapping[str, Any], other: Any, theirs:
 
 
 def _shown(call: Any, name: str, value: Any) -> str | None:
-    """A component for people; None where only its digest is known."""
+    """Return a key's input as text for display; None if only its digest is known."""
     if name.startswith("argument "):
         try:
             value = call.arguments[name.removeprefix("argument ")]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of files and directories, remembered while nothing about the file moved.
+"""Digests of files and directories, cached as long as the file's status doesn't change.
 
-A file is always read whole: a sample misses edits. What is remembered is bound
-to device, inode, size, mtime and ctime (ns); a program can set back a file's
-mtime, not its ctime. A file that changed a moment ago is read again next time,
-since the clock of its file system may not tell two edits apart.
+A file is always read whole, since a sample would miss edits. A cached digest is
+bound to the file's device, inode, size, mtime and ctime (ns); a program can set
+back a file's mtime, but not its ctime. A file that changed a moment ago is read
+again next time, since its file system's clock may not distinguish two edits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pattern: TypeAlias = "str | re.Pattern[str] | None"
 
 
 class Remembered(NamedTuple):
-    """A digest, and the state of the file that it was taken from."""
+    """A digest and the state of the file that it was computed from."""
 
     digest: str
     algo: str
@@ -36,7 +36,7 @@ class Remembered(NamedTuple):
 
 
 def new_hasher(algo: str) -> Any:
-    """Make a hasher: XXH64 (seed 0) for speed, where nobody forges content, or SHA-256; OptionError for other names."""
+    """Make a hasher: SHA-256, or XXH64 (seed 0), which is fast but not safe against forgery; OptionError for others."""
     if algo == "sha256":
         return hashlib.sha256(usedforsecurity=False)
     if algo == "xxhash64":
@@ -47,7 +47,7 @@ def new_hasher(algo: str) -> Any:
 
 
 def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
-    """Hash a file's whole content; gives also its status from before it was read. OSError where it can't be read."""
+    """Hash a file's whole content; also return its status from before the read. OSError if it can't be read."""
     hasher = new_hasher(algo)
     with open(path, "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
@@ -57,9 +57,9 @@ def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
 
 
 class FileDigests:
-    """Digests by path as it was given, as many as ``limit()`` allows; the oldest go first.
+    """A cache of digests by path, spelled as given. It holds ``limit()`` digests and drops the oldest first.
 
-    Single operations on a dict are atomic, so threads may share it.
+    It is thread-safe, since single operations on a dict are atomic.
     """
 
     def __init__(self, limit: Callable[[], int]) -> None:
@@ -67,7 +67,7 @@ class FileDigests:
         self.limit = limit
 
     def of_file(self, path: str, algo: str) -> str | None:
-        """Hash of a regular file; None if it isn't there, can't be read or is no regular file."""
+        """Return the hash of a regular file; None if it is missing, can't be read or isn't a regular file."""
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
@@ -81,7 +81,7 @@ class FileDigests:
         except OSError:
             return None
         seen = (before.st_dev, signature(before))
-        # With no signature that a file could have, it is listed, but read again.
+        # A signature that no file can have lists the path, but makes the next call read the file again.
         kept = seen if is_settled(before, now) and seen == (after.st_dev, signature(after)) else (0, (0, 0, 0, 0))
         self._keep(path, Remembered(digest, algo, *kept))
         return digest
@@ -93,16 +93,16 @@ class FileDigests:
             try:
                 self.memory.pop(next(iter(self.memory)), None)
             except (StopIteration, RuntimeError):
-                break  # another thread is at it, too
+                break  # another thread changes it too
 
     def of_path(self, path: str, algo: str, pattern: Pattern = None) -> str | None:
-        """Hash of a file, or of a directory's names and contents as far as they fit; None where there is neither."""
+        """Return the hash of a file or directory (see :meth:`of_file`, :meth:`of_directory`); None if it is missing."""
         if os.path.isdir(path):
             return self.of_directory(path, algo, pattern)
         return self.of_file(path, algo)
 
     def of_directory(self, path: str, algo: str, pattern: Pattern = None) -> str | None:
-        """Hash of a directory: relative names and contents of the files below it, in the order of the names."""
+        """Return the hash of a directory: of the relative names and contents of the matching files below it, sorted."""
         fits = name_filter(pattern)
         hasher = new_hasher(algo)
         lines = []
@@ -120,7 +120,7 @@ class FileDigests:
         return digest
 
 
-#: What makes a pattern a regular expression, and what a glob.
+#: The signs by which a pattern is recognized as a regular expression or a glob.
 _REGEX = re.compile(r"[\\^$|()+]|\.[*?]")
 _GLOB = re.compile(r"[*?\[]")
 
@@ -131,9 +131,9 @@ def name_filter(pattern: Pattern) -> Callable[[str], bool]:
     Parameters
     ----------
     pattern : str or re.Pattern, optional
-        A regular expression, which is searched for, if it has ``.*``, ``|`` or another sign that globs don't have
-        (``\.csv$``, ``data_.*|x.*``); a glob if it has ``*``, ``?`` or ``[`` (``*.csv``); the whole name of a file if
-        it has a dot (``a.csv``); else a part of the name (``csv``). None fits all.
+        A regular expression, found anywhere in the name, if it contains ``.*``, ``|`` or another sign that globs don't
+        have (``\.csv$``, ``data_.*|x.*``); a glob if it contains ``*``, ``?`` or ``[`` (``*.csv``); the whole name if
+        it contains a dot (``a.csv``); otherwise a part of the name (``csv``). None matches every name.
     """
     if pattern is None:
         return lambda _: True
@@ -157,31 +157,32 @@ def _kind(path: str) -> str:
         return "gone"
 
 
-#: The digests that all of this process shares.
+#: The cache of digests that the whole process shares.
 shared = FileDigests(lambda: 10_000)
 
 _LONGEST_PATH = 4096
 
 
 def is_there(path: str) -> bool:
-    """Whether a text names something; False also where it can't be a name."""
+    """Return whether a text is an existing path; False also if it can't be a path."""
     try:
         return os.path.exists(path)
     except ValueError:
-        return False  # a NUL in it
+        return False  # it contains a NUL
 
 
 def _looks_like_path(text: str) -> bool:
-    if len(text) > _LONGEST_PATH or not text.isprintable() or not text.strip("./"):  # a separator, a full stop
+    if len(text) > _LONGEST_PATH or not text.isprintable() or not text.strip("./"):  # only separators and dots
         return False
     parted = os.sep in text or (os.altsep is not None and os.altsep in text)
     return (parted or text.startswith(".")) and is_there(text)
 
 
 def without_paths(value: Any, found: list[str], *, declared: bool, guess: bool) -> Any:
-    """An argument with each path in it, also in lists, tuples, sets and dicts, replaced by the same text.
+    """Return an argument with each path in it, also in lists, tuples, sets and dicts, replaced by one fixed text.
 
-    Adds the paths to ``found``. A string is one where it is ``declared`` to be, or is to be guessed and looks like one.
+    The paths are added to ``found``. A string is a path if the argument is ``declared``, or if paths are to be guessed
+    and the string looks like one.
     """
     if isinstance(value, os.PathLike) or (isinstance(value, str) and (declared or (guess and _looks_like_path(value)))):
         found.append(os.fsdecode(value))
@@ -197,9 +198,9 @@ def without_paths(value: Any, found: list[str], *, declared: bool, guess: bool) 
 
 
 class Watched(NamedTuple):
-    """A file or directory that a call depends on, and its hash when it was looked at (None: it wasn't there).
+    """A file or directory that a call depends on, and its hash when the call looked (None: it was missing).
 
-    ``path`` is absolute, without links; ``pattern`` says which files of a directory count.
+    ``path`` is absolute and free of symbolic links; ``pattern`` says which files of a directory count.
     """
 
     path: str
@@ -208,24 +209,26 @@ class Watched(NamedTuple):
     digest: str | None
 
     def written(self) -> dict[str, str | None]:
-        """The file as a record describes it."""
+        """Return the file's description for a record."""
         pattern = self.pattern.pattern if isinstance(self.pattern, re.Pattern) else self.pattern
         return {"algo": self.algo, "pattern": pattern, "digest": self.digest}
 
 
 def state_of(item: Watched) -> str | None:
-    """The hash of a file or directory as it is now."""
+    """Return the present hash of a file or directory."""
     return shared.of_path(item.path, item.algo, item.pattern)
 
 
 class PathRule(NamedTuple):
-    """Which arguments of a function are files, and what of them counts.
+    """The rule that says which arguments of a function are files, and what counts of each file.
 
-    Those ``declared`` are, and where it is to ``guess``, whatever looks like a path and is there, and path objects;
-    ``others()`` gives paths that count beside the arguments. Without ``places`` the content counts alone.
+    The ``declared`` parameters are files. With ``objects``, so are path objects anywhere; with ``guess``, so are
+    strings that look like a path and exist. ``others()`` gives further paths that count. Without ``places`` only the
+    content counts.
     """
 
     declared: frozenset[str] = frozenset()
+    objects: bool = False
     guess: bool = False
     pattern: Pattern = None
     algo: str = "xxhash64"
@@ -233,19 +236,19 @@ class PathRule(NamedTuple):
     others: Callable[[], Iterator[str]] = lambda: iter(())
 
     def argument(self, name: str, value: Any, watched: dict[str, Watched]) -> Any:
-        """The part of an argument that is digested as a value. Files in it are added to `watched`."""
+        """Return the part of an argument that is digested as a value; add the files in it to ``watched``."""
         named = name in self.declared
-        if not (named or self.guess):
+        if not (named or self.objects or self.guess):
             return value
         seen: list[str] = []
         rest = without_paths(value, seen, declared=named, guess=self.guess)
         for path in seen:
             self._watch(path, watched)
-        # The place counts by the path that is watched, or not at all: its spelling doesn't.
+        # The path as watched counts, or no path at all; the path's spelling never does.
         return rest if seen and (named or not self.places) else value
 
     def add_others(self, watched: dict[str, Watched]) -> None:
-        """Watch what counts beside the arguments."""
+        """Add the paths that count besides the arguments to ``watched``."""
         for path in self.others():
             self._watch(path, watched)
 
@@ -255,7 +258,7 @@ class PathRule(NamedTuple):
             watched[real] = Watched(real, self.algo, self.pattern, shared.of_path(real, self.algo, self.pattern))
 
     def inputs(self, watched: Mapping[str, Watched]) -> dict[str, str]:
-        """The hashes of the files for the key: by path, or by number if places don't count."""
+        """Return the hashes of the files for the key: by path, or by number if places don't count."""
         return {
             item.path if self.places else str(index): str(item.digest) for index, item in enumerate(watched.values())
         }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of a coroutine function that is shared by all tasks, of any event loop, that ask for it at once."""
+"""Single flight for coroutine functions: tasks of any event loop that make the same call at once share one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _under_way: dict[tuple[int, str], concurrent.futures.Future[Any]] = {}
 
 
 def _forget() -> None:
-    global _lock  # noqa: PLW0603 - one that another thread held stays locked in a forked child
+    global _lock  # noqa: PLW0603 - a lock that another thread held stays locked in a forked child
     _lock = threading.Lock()
     _under_way.clear()
 
@@ -28,7 +28,7 @@ forks.in_child(_forget)
 
 
 async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:
-    """Run a call, or wait for the task that does."""
+    """Run a call, or wait for the task that runs it."""
     slot = (id(cache), str(key.digest))
     mine: concurrent.futures.Future[Any] = concurrent.futures.Future()
     if not refreshing.get():
@@ -42,16 +42,16 @@ async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: 
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if not other.cancelled() or (task is not None and task.cancelling()):
-                    raise  # it is this task that is cancelled; otherwise the one that ran it was: next, please
+                    raise  # this task is cancelled; otherwise the running task was, and another one takes over
                 continue
-            found = runner._find(cache, key, again=True)  # a copy of one's own
+            found = runner._find(cache, key, again=True)  # load a separate copy
             return result if found is None else found[0]
     try:
-        found = None if refreshing.get() else runner._find(cache, key, again=True)  # it may have landed before our turn
+        found = None if refreshing.get() else runner._find(cache, key, again=True)  # another run may just have ended
         result = found[0] if found is not None else await _run(runner, cache, key, args, kwargs)
     except Exception as error:
         mine.set_exception(error)
-        mine.exception()  # it is looked at here: nobody else may be waiting
+        mine.exception()  # marks it as retrieved, since no other task may be waiting
         raise
     except BaseException:
         mine.cancel()

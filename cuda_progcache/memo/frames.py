@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memoized calls whose bodies run: what each depends on beside its key, found while it runs."""
+"""The running memoized calls, and the files and variables that each is found to depend on while it runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Frame(Running):
     """A memoized call whose body runs.
 
-    ``node`` is its id in the call tree, if it is there. ``watched`` are the files, by path, and ``variables`` those of
-    the environment, that it tracked, or that calls it made depend on.
+    ``node`` is its id in the call tree, or None. ``watched`` are the files, by path, and ``variables`` the environment
+    variables that the call tracked or that the calls it made depend on.
     """
 
     __slots__ = ("node", "room", "variables", "watched")
@@ -43,32 +43,33 @@ _under_way: dict[int, Frame] = {}
 
 
 def frames_here() -> list[Frame]:
-    """The calls that depend on what is read here: the innermost whose body runs in this thread or task.
+    """Return the calls that depend on a file read now: the innermost one that runs in this thread or task.
 
-    A thread that was started by a body doesn't know which one: then it may be any that runs in this process.
+    A thread doesn't know which call's body started it. If no call runs in this thread or task, all calls that run in
+    this process are returned.
     """
     here = (call for call in under_way() if isinstance(call, Frame))
     return list(itertools.islice(here, 1)) or list(_under_way.values())
 
 
-#: Of Python's stack, what the engine takes between a call and its body at least: so much deeper may the body go, and no
-#: more, so that a recursion without end still ends. The shortest way is that of a function that calls itself.
+#: The fewest stack frames that the engine uses between a call and its body. The recursion limit is raised by this many,
+#: and no more, so that an endless recursion still ends.
 OVERHEAD = 8
-#: Up to Python 3.11, the call of a wrapper counts twice: as a frame, and as a call from C.
+#: The same for a function that calls itself. Up to Python 3.11 a wrapper's call counts twice: as a frame and a C call.
 SHORTEST_OVERHEAD = 2 if sys.version_info < (3, 12) else 1
 _room = threading.Lock()
 
 
 def _allow(frames: int) -> None:
     """Raise the recursion limit by the engine's own frames, or lower it again (less than 1 KiB of stack a frame)."""
-    with _room, contextlib.suppress(RecursionError):  # too deep just now to be told of a lower limit
+    with _room, contextlib.suppress(RecursionError):  # the stack is too deep at the moment for a lower limit
         sys.setrecursionlimit(sys.getrecursionlimit() + frames)
 
 
 def enter(frame: Frame, room: int = 0) -> Any:
-    """Make a call the innermost one that runs here; return a token for :func:`leave`.
+    """Make a call the innermost one that runs in this thread or task; return a token for :func:`leave`.
 
-    Meanwhile the recursion limit is raised by ``room`` stack frames.
+    The recursion limit is raised by ``room`` stack frames until then.
     """
     frame.room = room
     _allow(room)
@@ -84,7 +85,7 @@ def leave(frame: Frame, token: Any) -> None:
 
 
 def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapping[str, str | None]) -> None:
-    """Add the files and variables that a call depends on to the calls around it."""
+    """Add the files and variables that a call depends on to the enclosing calls."""
     for frame in frames:
         for item in watched:
             frame.watched.setdefault(item.path, item)
@@ -93,11 +94,11 @@ def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapp
 
 
 def _forget() -> None:
-    global _room  # noqa: PLW0603 - one that another thread held stays locked in a forked child
+    global _room  # noqa: PLW0603 - a lock that another thread held stays locked in a forked child
     _room = threading.Lock()
     running.set(None)
     _under_way.clear()
 
 
-# What a forked child calls isn't what the call that runs in the parent calls.
+# Calls made in a forked child aren't children of the call that runs in the parent.
 forks.in_child(_forget)

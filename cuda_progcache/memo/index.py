@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An SQLite index over the records of calls: derived from them, disposable, never on the call path.
+"""An SQLite index over the records of calls. It is derived from the records, disposable, and never on the call path.
 
-When a query is asked, the shard directories' mtimes are compared with those of the last time; of the shards that moved
-the files are listed, and of these the records that are new or were replaced are read. The index lies beside the
-records; where it can't be written, or is locked for long, it is made in memory. One that is damaged, or was made by
-another version, is removed and made anew.
+Before it answers a query, the index compares the shard directories' mtimes with the last known ones. It lists the files
+of changed shards, and reads the records that are new or were replaced. The database is stored beside the records; if it
+can't be written, or stays locked for long, the index is built in memory. A database that is damaged or has another
+version is removed and rebuilt.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ CREATE TABLE arguments (digest TEXT, name TEXT, call INTEGER, PRIMARY KEY (diges
 CREATE INDEX arguments_by_call ON arguments (call);
 CREATE TABLE shards (name TEXT PRIMARY KEY, mtime INTEGER) WITHOUT ROWID;
 """
-#: Seconds to wait for another process that refreshes the index; rebuilding one of 100,000 calls takes less.
+#: Seconds to wait while another process refreshes the index; rebuilding one of 100,000 calls takes less.
 _PATIENCE = 60.0
 _CHUNK = 500
 
 
 class Source(Protocol):
-    """What an index is made from."""
+    """The records that an index is made from."""
 
     def shards(self) -> Mapping[str, int]:
-        """Parts of the source, with a number that moves when something in one changes."""
+        """Return the shards, each with a number (an mtime in ns) that changes when something in the shard changes."""
 
     def scan(self, shard: str) -> Mapping[Digest, tuple[int, int, int]]:
-        """Keys in a part, with three numbers (63 bits) that tell a record from one that replaced it."""
+        """Return a shard's keys, each with three numbers (63 bits) that change if the record is replaced."""
 
     def settled(self, mtime_ns: int) -> bool:
-        """Whether that number of a part will move with its next change."""
+        """Return whether a shard's next change is certain to change its number."""
 
     def record(self, key: Digest) -> bytes | None:
-        """A record; None if it is gone, or isn't one."""
+        """Return a record; None if it is gone or isn't a record."""
 
     def decode(self, record: bytes) -> DigestedCall:
-        """The call in a record."""
+        """Return the call in a record."""
 
 
 class Index:
-    """Finds calls by name, module, code, result and arguments; in the database at ``path``, or in memory (None)."""
+    """An index of calls by name, module, code, result and arguments; in the database ``path``, or in memory (None)."""
 
     def __init__(self, source: Source, path: str | None) -> None:
         self._source = weakref.proxy(source)
@@ -81,9 +81,9 @@ class Index:
     # Queries
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
-        """Calls that fit a pattern; the records that were there when it was asked."""
+        """Yield the calls that match a pattern, from the records that existed when the query began."""
         where, parameters, rest = _conditions(template)
-        statement = f"SELECT calls.id FROM calls{where}"  # noqa: S608 - made here, of placeholders
+        statement = f"SELECT calls.id FROM calls{where}"  # noqa: S608 - built from placeholders above
         ids = self._ask(lambda connection: [int(row[0]) for row in connection.execute(statement, parameters)])
         matches = rest.matcher() if rest is not None else None
         for start in range(0, len(ids), _CHUNK):
@@ -91,7 +91,7 @@ class Index:
                 try:
                     call = self._source.decode(record)
                 except ValueError:
-                    continue  # flipped in the index: its file is as it was, and the next index has it
+                    continue  # damaged in the index only; its file is intact, and a rebuilt index will have it
                 if matches is None or matches(call):
                     yield call
 
@@ -101,7 +101,7 @@ class Index:
         return self._ask(lambda connection: [row[0] for row in connection.execute(statement, ids)], refresh=False)
 
     def inlined(self, value: Digest) -> bytes | None:
-        """The JSON of a value that lies in some record, by its digest; None if none has it."""
+        """Return the JSON of a value that some record contains, by its digest; None if no record has it."""
 
         def find(connection: sqlite3.Connection) -> list[bytes]:
             rows = connection.execute(
@@ -118,7 +118,7 @@ class Index:
         return None
 
     def values_with_prefix(self, prefix: str) -> list[Digest]:
-        """Digests of results and arguments that begin so, two if there are several."""
+        """Return the digests of results and arguments that begin with a prefix, at most two."""
 
         def find(connection: sqlite3.Connection) -> list[Digest]:
             after = prefix + "\x7f"
@@ -132,13 +132,13 @@ class Index:
         return self._ask(find)
 
     def count(self) -> int:
-        """How many calls there are."""
+        """Return the number of calls."""
         return self._ask(lambda connection: int(connection.execute("SELECT count(*) FROM calls").fetchone()[0]))
 
-    # Keeping it up
+    # Maintenance
 
     def _ask(self, question: Callable[[sqlite3.Connection], T], *, refresh: bool = True) -> T:
-        """Answer from an index that is up to date, mended or made anew where need be."""
+        """Answer a question from an up-to-date index; rebuild the index if it is damaged."""
         if self._pid != os.getpid() and self._connection is not None:
             self._lock = threading.RLock()  # a thread of the parent may have held it when this process was forked
         with self._lock:
@@ -148,7 +148,7 @@ class Index:
                     if refresh or attempt:
                         self._refresh(connection)
                     return question(connection)
-                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # texts in it are decoded as they come
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # damaged text can't be decoded
                     self.close()
                     if attempt == 2 or self._where is None:
                         raise
@@ -164,7 +164,7 @@ class Index:
             and "malformed" not in str(error)
             and "no such" not in str(error)
         ):
-            # Not writable, locked for long, no room: it is another's, or in the way; the files alone will do.
+            # Not writable, locked for long, or no space: leave the database alone and build the index from the files.
             _logger.warning("can't use the index %s (%s); using one in memory instead", path, error)
             self._where = None
             return
@@ -175,7 +175,7 @@ class Index:
     def _connected(self) -> sqlite3.Connection:
         where = self._where
         if where is None or not os.path.isdir(os.path.dirname(where)):
-            where = ":memory:"  # for good, or until the first record makes the directory
+            where = ":memory:"  # permanently, or until the first record creates the directory
         if self._connection is not None:
             if self._pid == os.getpid() and self._opened == where:
                 return self._connection
@@ -185,10 +185,10 @@ class Index:
             self.close()
         connection = sqlite3.connect(where, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            # No write-ahead log: its shared memory is mapped, and a file cut short under a mapping kills the process.
+            # No write-ahead log: its shared memory is a mapped file, and truncating a mapped file kills the process.
             connection.execute("PRAGMA mmap_size = 0")
             connection.execute("PRAGMA journal_mode = TRUNCATE")
-            connection.execute("PRAGMA synchronous = OFF")  # what a power cut breaks is made anew
+            connection.execute("PRAGMA synchronous = OFF")  # a database that a power cut damages is rebuilt
             if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 self._make(connection)
             self._known = dict(connection.execute("SELECT name, mtime FROM shards"))
@@ -219,7 +219,7 @@ class Index:
         with _transaction(connection):
             for shard in moved:
                 mtime = now.get(shard)
-                settled = mtime is not None and self._source.settled(mtime)  # asked before it is looked at
+                settled = mtime is not None and self._source.settled(mtime)  # must precede the scan
                 changed += self._refresh_shard(connection, shard)
                 if mtime is None:
                     self._known.pop(shard, None)
@@ -228,7 +228,7 @@ class Index:
                     self._known[shard] = mtime
                     connection.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, mtime))
                 else:
-                    self._known[shard] = -1  # may move again without a later mtime: looked at once more
+                    self._known[shard] = -1  # may change again within the same mtime, so it is scanned next time too
                     connection.execute("INSERT OR REPLACE INTO shards VALUES (?, -1)", (shard,))
             if changed > 10 * _CHUNK:
                 connection.execute("ANALYZE")
@@ -256,7 +256,7 @@ class Index:
         try:
             call = self._source.decode(record)
         except ValueError:
-            return  # of a format that isn't known
+            return  # an unknown format
         cursor = connection.execute(
             "INSERT OR REPLACE INTO calls (key, shard, inode, mtime, size, name, module, code, result, record) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -268,7 +268,7 @@ class Index:
         )
 
     def close(self) -> None:
-        """Let the database go; the next query opens it again."""
+        """Close the database; the next query opens it again."""
         with self._lock:
             connection, self._connection = self._connection, None
             if self._finalizer is not None:
@@ -278,7 +278,7 @@ class Index:
                 connection.close()
 
 
-#: Connections that a fork brought along; kept, since closing one in the child would drop the parent's locks.
+#: Connections inherited by a fork; kept open, since closing one in the child would drop the parent's locks.
 _inherited: list[sqlite3.Connection] = []
 
 
@@ -288,14 +288,14 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # the error that led here counts
+        with contextlib.suppress(sqlite3.Error):  # the original error is the one to raise
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 
 
 def _conditions(template: QueryCall) -> tuple[str, list[Any], QueryCall | None]:
-    """The part of a pattern that SQL decides, and what is left of it (None: nothing)."""
+    """Split a pattern into SQL clauses with their parameters, and the rest that SQL can't decide (None: no rest)."""
     joins: list[str] = []
     terms: list[str] = []
     joined: list[Any] = []
@@ -308,7 +308,7 @@ def _conditions(template: QueryCall) -> tuple[str, list[Any], QueryCall | None]:
         if value is NONE:
             terms.append(f"calls.{column} IS NULL")
         elif isinstance(value, Digest) and field != "code_digest":
-            setattr(rest, field, value)  # the digest of a name: only the records tell
+            setattr(rest, field, value)  # the digest of a name can only be compared with the records
         else:
             terms.append(f"calls.{column} = ?")
             compared.append(str(value))

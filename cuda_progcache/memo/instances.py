@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of what code refers to, apart from functions and modules: data, classes and their instances.
+"""Digests of the data, classes and instances that code refers to; functions and modules are digested elsewhere.
 
-Of an instance of one's own class count the class, with its bases and methods, and all that it holds. Of a package's,
-the class by name, and the content that is known of such (arrays, tables, dates), what pickle would make it of again, or
-its attributes. What has none of these has no content that could be known.
+For an instance of a user's own class, the class with its bases and methods counts, and everything that the instance
+holds. For an instance of a package's class, the class's name counts, and either the content of a known type (arrays,
+tables, dates), or the recipe by which pickle would rebuild the instance, or its attributes. An object that has none of
+these has no content to digest.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cuda_progcache.memo.modules import (
 )
 
 _MISSING = watching.MISSING
-#: Of a class: what Python puts there by itself, or makes of the rest.
+#: Members that Python itself adds to a class, or derives from the other members.
 _FURNITURE = frozenset(
     ["__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
      "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__slotnames__",
@@ -42,18 +43,18 @@ _FURNITURE = frozenset(
      "__parameters__", "__type_params__", "_is_protocol", "__protocol_attrs__", "_is_runtime_protocol",
      "__non_callable_proto_members__", "__classdictcell__", "__classcell__"]
 )  # fmt: skip
-#: Of an enumeration: what its metaclass makes of the members.
+#: Members that the metaclass of an enumeration derives from the enumeration's members.
 _ENUM_FURNITURE = frozenset(
     ["_member_names_", "_member_map_", "_value2member_map_", "_member_type_", "_value_repr_", "_unhashable_values_",
      "_unhashable_values_map_", "_hashable_values_", "_use_args_", "_flag_mask_", "_singles_mask_", "_all_bits_",
      "_boundary_", "_inverted_", "_new_member_", "__new_member__", "_sunder_names_", "_add_alias_", "_add_value_alias_"]
 )  # fmt: skip
-#: Of a dataclass: methods that follow from its fields.
+#: Methods that ``dataclasses`` generates from the fields.
 _GENERATED = frozenset(
     ["__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__setattr__",
      "__delattr__", "__replace__", "__getstate__", "__setstate__"]
 )  # fmt: skip
-#: Classes of the standard library whose instances are tools and no input, by name and module.
+#: Classes of the standard library whose instances are tools, not inputs, by module and name.
 _TOOLS = frozenset(
     ["_thread.lock", "_thread.RLock", "threading._RLock", "threading.Condition", "threading.Event",
      "threading.Semaphore", "threading.Barrier", "threading.Thread", "io._IOBase", "_io._IOBase", "io.IOBase",
@@ -76,7 +77,7 @@ _HEAP = 1 << 9
 
 
 class Instances:
-    """The part of a walk that knows data, classes and instances."""
+    """The part of a walk that digests data, classes and instances."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
@@ -88,11 +89,11 @@ class Instances:
         self._met: dict[int, int] = {}
         self._active: dict[int, int] = {}
         self._done: dict[int, bytes] = {}
-        self._kept: list[Any] = []  # so that no id is used twice during the walk
+        self._kept: list[Any] = []  # keeps objects alive, so that no id is reused during the walk
         self._apart: set[int] = set()
         self._reach = 0
 
-    # What is noted on the way
+    # Packages and watches
 
     def note(self, package: Package) -> None:
         """Note that a package is used."""
@@ -100,23 +101,23 @@ class Instances:
             self.packages[package.name] = package.version
 
     def watch(self, ask: Callable[[], Any], *, by_value: bool = False) -> Any:
-        """Note what an object holds, to be asked again (see :class:`~watching.Watch`); gives the answer."""
+        """Add a watch on what an object holds (see :class:`~watching.Watch`); return what it holds now."""
         found = ask() if by_value else tuple(ask())
         self.watches.append(watching.Watch(ask, found, by_value, self._name))
         return found
 
     def watch_items(self, mapping: Mapping[Any, Any]) -> None:
-        """Note the keys and values of a mapping."""
+        """Add a watch on the keys and values of a mapping."""
         if self.watch(lambda: mapping):
             self.watch(mapping.values)
 
     def watch_name(self, namespace: Mapping[str, Any], name: str) -> Any:
-        """Note what a name is bound to; gives that, or ``MISSING``."""
+        """Add a watch on what a name is bound to; return the object, or ``MISSING``."""
         return self.watch(lambda: (namespace.get(name, _MISSING),))[0]
 
     @contextlib.contextmanager
     def under(self, name: str) -> Iterator[None]:
-        """Note that everything met inside this block is reached through a name."""
+        """Record that everything met inside this block is reached through a name."""
         around = self._name
         self._name = f"{around}.{name}" if around and around.count(".") < 3 else around or name
         try:
@@ -125,7 +126,7 @@ class Instances:
             self._name = around
 
     def again(self, value: Any) -> bytes | None:
-        """The digest that stands for a function or class met before; None for a new one."""
+        """Return the digest that stands for a function or class met before; None if it wasn't met before."""
         number = self._met.get(id(value))
         if number is not None:
             return hash_parts("again", str(number))
@@ -134,7 +135,7 @@ class Instances:
         return None
 
     def data(self, value: Any, parts: Callable[[], Iterable[str | bytes]]) -> bytes:
-        """Digest of data that may contain itself; whether parts of it are one object or equal ones makes no odds."""
+        """Digest data that may contain itself; one shared part or several equal parts give the same digest."""
         slot, depth = id(value), len(self._active)
         if slot in self._done:
             return self._done[slot]
@@ -147,14 +148,14 @@ class Instances:
             made = hash_parts(*parts())
         finally:
             del self._active[slot]
-        if self._reach >= depth:  # nothing in it refers to what is around it: it is the same wherever it stands
+        if self._reach >= depth:  # no part refers to an enclosing object, so the digest is the same everywhere
             self._done[slot] = made
             self._kept.append(value)
         self._reach = min(outside, self._reach)
         return made
 
     def alone(self, value: Any) -> bytes:
-        """Digest of an element whose place among others means nothing: as if it were the first that is met."""
+        """Digest an element of an unordered collection as if it were the first object met."""
         if type(value) in watching.ATOMS:
             return digest(value).encode()
         if id(value) in self._apart:
@@ -169,7 +170,7 @@ class Instances:
             self._apart.discard(id(value))
 
     def value(self, value: Any) -> bytes:
-        """Digest of any value but functions and modules, as 64 hex digits."""
+        """Digest any value except functions and modules, as 64 hex digits."""
         kind = type(value)
         if kind in watching.ATOMS:
             return digest(value).encode()
@@ -187,14 +188,14 @@ class Instances:
         return self.data(value, lambda: self._builtin_content(value, type(value)))
 
     def _pairs(self, value: Any, *, ordered: bool = False) -> Iterable[bytes]:
-        # In the order of the keys' digests: what is met first must not depend on the order of filling.
+        # In the order of the keys' digests, so that the order of encounters doesn't depend on the order of insertion.
         pairs = [(self.alone(key), item) for key, item in dict.items(value)]
         for key, item in pairs if ordered else sorted(pairs, key=operator.itemgetter(0)):
             yield key
             yield self.value(item)
 
     def variables(self, names: Iterable[str] | None) -> bytes:
-        """Digest of variables of the environment; None: of all of them."""
+        """Digest environment variables; all of them if ``names`` is None."""
         known = None if names is None else tuple(sorted(names))
         found = self.watch(lambda: watching.variables(known), by_value=True)
         return hash_parts("environment", digest(found))
@@ -212,16 +213,17 @@ class Instances:
             package = package_of_module(str(value.__module__))
             if package is not None:
                 self.note(package)
-            # Where C code lives moves between versions: open() was of io, and is of _io.
+            # The module of C code differs between versions: open() was in io and is in _io.
             return hash_parts("builtin", str(value.__module__).lstrip("_"), value.__qualname__)
         if self._is_a_modules_own(value, value.__name__):
             return hash_parts("name of a module", type(owner).__module__, value.__name__)
         return hash_parts("builtin", value.__qualname__, self.value(owner))
 
     def _is_a_modules_own(self, value: Any, name: str) -> bool:
-        """Whether a package's module has this very method under its name, as ``random.sample``.
+        """Return whether a package's module has this bound method as an attribute, such as ``random.sample``.
 
-        Then it is a function of that module, and what it is bound to is the package's business.
+        Such a method counts as a function of the module; the object that it is bound to is the package's internal
+        state.
         """
         module = sys.modules.get(type(value.__self__).__module__)
         package = None if module is None else package_of_module(module.__name__, module)
@@ -244,7 +246,7 @@ class Instances:
         return hash_parts("descriptor", f"{owner.__module__}.{owner.__qualname__}", value.__name__)
 
     def _lru_cache(self, value: Any) -> bytes:
-        # Not __wrapped__, which anyone can set; what it has kept is no input.
+        # Not __wrapped__, which anyone can set. The cached results aren't an input.
         inner = [held for held in gc.get_referents(value) if callable(held) and not isinstance(held, type)]
         return hash_parts("lru_cache", *map(self.value, inner))
 
@@ -266,7 +268,7 @@ class Instances:
         return self.data(value, lambda: ("alias", self.value(value.__origin__), self.value(value.__args__)))
 
     def _sentinel(self, value: object) -> bytes:
-        """Digest of an ``object()``: it is itself, and no other."""
+        """Digest an ``object()``, which has an identity but no content."""
         if self.strict:
             raise Indigestible(value)
         return self.again(value) or hash_parts("object", str(self._met[id(value)]))
@@ -274,7 +276,7 @@ class Instances:
     # Classes
 
     def kind(self, kind: type) -> bytes:
-        """Digest of a class: by what it has if it is one's own, else by its name."""
+        """Digest a class: by its members if it is the user's own, otherwise by its name."""
         label = f"{kind.__module__}.{kind.__qualname__}"
         package = package_of_class(kind)
         if package is not None:
@@ -285,7 +287,7 @@ class Instances:
             return again
         self.watch(lambda: kind.__bases__)
         self.watch_items(vars(kind))
-        strict, self.strict = self.strict, False  # what a class uses, as a lock, needn't be a value
+        strict, self.strict = self.strict, False  # objects that a class uses, such as a lock, needn't be values
         try:
             return hash_parts(*self._class(kind, label))
         finally:
@@ -313,7 +315,7 @@ class Instances:
     # Instances
 
     def instance(self, value: Any) -> bytes:
-        """An object: its class, and its content."""
+        """Digest an object: its class and its content."""
         kind = type(value)
         told = getattr(kind, watching.COUNTS, None)
         if told is not None:
@@ -321,11 +323,11 @@ class Instances:
         if _is_tool(kind):
             if self.strict:
                 raise Indigestible(value)
-            # A logger, a lock, an open file, a connection: what it holds is no input that could be compared.
+            # The content of a logger, lock, open file or connection isn't an input that could be compared.
             return hash_parts(
                 "tool", self.kind(kind), str(getattr(value, "name", "")) if "Logger" in kind.__name__ else ""
             )
-        if self.strict and isinstance(value, Iterator):  # asking may use it up
+        if self.strict and isinstance(value, Iterator):  # a look at its content may use it up
             raise Indigestible(value)
         return self.data(value, lambda: ("instance", self.kind(kind), *self._content(value, kind)))
 
@@ -353,7 +355,7 @@ class Instances:
         if package.name == __name__.partition(".")[0]:
             if self.strict:
                 raise Indigestible(value)
-            return ["service"]  # of ours: what it keeps is no input
+            return ["service"]  # an object of this package, whose content isn't an input
         if not hasattr(value, "__dict__") and not _slots(kind):
             raise Indigestible(value)
         return [*parts, *self._state(value, kind)]
@@ -366,7 +368,7 @@ class Instances:
         return found
 
     def _builtin_content(self, value: Any, kind: type) -> Iterable[str | bytes]:
-        """What an instance of a built-in type, or of a class derived from one, has as that type."""
+        """Yield the content that an instance of a built-in type, or of its subclass, has as that type."""
         if isinstance(value, dict):
             self.watch_items(value)
             yield b"mapping"
@@ -390,7 +392,7 @@ class Instances:
             yield from ("proxy", self.value(dict(value)))
 
     def _state(self, value: Any, kind: type) -> list[str | bytes]:
-        """Attributes of an instance, by name."""
+        """Return the digests of an instance's attributes, by name."""
         attributes = getattr(value, "__dict__", None)
         attributes = attributes if isinstance(attributes, dict) else {}
         slots = _slots(kind)
@@ -407,7 +409,7 @@ class Instances:
         return parts
 
     def _recipe(self, value: Any) -> list[str | bytes] | None:
-        """Digest of what pickle would make an object of again; None where it can't, or part of that has no content."""
+        """Digest the recipe by which pickle would rebuild an object; None if there is none or it can't be digested."""
         recipe = _pickled(value)
         if recipe is None:
             return None
@@ -449,7 +451,7 @@ _HANDLERS: dict[type, Any] = {
 
 
 def _can_change(value: Any) -> bool:
-    """Whether a value may change in place: it can't be hashed by its content, as arrays, tables and records."""
+    """Return whether a value may change in place: it isn't hashable by content (arrays, tables, records)."""
     by_content: object = type(value).__hash__
     return by_content is None or by_content is object.__hash__
 
@@ -462,7 +464,7 @@ _classes: weakref.WeakKeyDictionary[type, Package | None] = weakref.WeakKeyDicti
 
 
 def package_of_class(kind: type) -> Package | None:
-    """Whose a class is; None: one's own, whatever its ``__module__`` says."""
+    """Return the package that a class belongs to; None if it is the user's own, whatever its ``__module__`` says."""
     if kind not in _classes:
         _classes[kind] = _find_package(kind)
     return _classes[kind]
@@ -478,7 +480,7 @@ def _find_package(kind: type) -> Package | None:
         found = getattr(found, "__dict__", {}).get(part)
     if found is kind or not kind.__flags__ & _HEAP or kind.__flags__ & _MUTABLE:
         return package
-    # Not to be found under its name: private to the package, or somebody else's. Its methods know.
+    # The class isn't found under its name: it is private to the package, or not the package's. Its methods' files tell.
     for member in vars(kind).values():
         code = getattr(getattr(member, "__func__", member), "__code__", None)
         if code is not None and not code.co_filename.startswith("<string"):
@@ -487,12 +489,12 @@ def _find_package(kind: type) -> Package | None:
 
 
 def _has_foreign_base(kind: type) -> bool:
-    """Whether a class of one's own derives from one that may keep what isn't among its attributes."""
+    """Return whether a user's class has a package's class as a base, which may hold content outside its attributes."""
     return any(base is not object and package_of_class(base) is not None for base in kind.__mro__)
 
 
 def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
-    """The members that a class's author wrote, without those that Python, ``dataclasses`` and ``enum`` add."""
+    """Yield the members that a class's author wrote, without those that Python, ``dataclasses`` and ``enum`` add."""
     members = kind.__members__ if issubclass(kind, enum.Enum) else {}
     yield from ((name, member._value_) for name, member in members.items())
     fields = "__dataclass_fields__" in vars(kind)
@@ -519,11 +521,11 @@ def _of_enum(member: Any) -> bool:
 
 
 def _pickled(value: Any) -> tuple[Any, ...] | None:
-    """The recipe by which pickle would make an object again, such as a compiled pattern; None if there is none."""
+    """Return the recipe by which pickle would rebuild an object, such as a compiled pattern; None if there is none."""
     taught = copyreg.dispatch_table.get(type(value))
     try:
         made = value.__reduce_ex__(4) if taught is None else taught(value)
-    except Exception:  # noqa: BLE001 - any class's own code; what can't be taken apart has no recipe
+    except Exception:  # noqa: BLE001 - the class's own code may raise anything; such an object has no recipe
         return None
     if not isinstance(made, tuple):
         return (made,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions whose results are kept, with where they came from.
+"""Memoized functions: their results are kept, with their provenance.
 
 >>> from cuda_progcache.memo.memoize import memoize
 >>> from cuda_progcache.memo.caches import Cache
@@ -12,11 +12,12 @@
 >>> area.explain(3)
 ('argument r 2 → 3',)
 
-The key is the digest of the function's name, module, version and code, and of its arguments, defaults filled in. Two
-dicts, or sets, that are equal are one argument, whatever their order. One thread, of one process where the cache lies
-in files, runs a call that several ask for; the others get its result.
-What can't be digested, or stored, or any trouble in the cache, never fails a call and never loses a result: it is
-counted, and warned of once per function.
+The key is the digest of the function's name, module, version and code, and of its arguments, defaults filled in. Equal
+dicts or equal sets are the same argument, whatever their order. If several threads make the same call at once, one of
+them runs it and the others get its result; so do several processes if the cache is in files.
+
+A value that can't be digested or stored, or an error in the cache, never fails a call and never loses a result: it is
+counted, and a warning is issued once per function.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ CacheLike = BaseCache | str | os.PathLike[str] | Callable[[], BaseCache]
 
 
 def parents() -> tuple[Digest, ...]:
-    """Keys of the memoized calls whose bodies run here, from the outermost to the innermost."""
+    """Return the keys of the memoized calls that run in this thread or task, outermost first."""
     return tuple(call.key for call in under_way())[::-1]
 
 
 def file_cache(path: str | os.PathLike[str], *, codec: str = "safe", secret: bytes | None = None) -> Cache:
-    """A cache in files: ``values/`` and ``calls/`` below ``path``.
+    """Return a cache in files, in ``values/`` and ``calls/`` below ``path``.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def file_cache(path: str | os.PathLike[str], *, codec: str = "safe", secret: byt
     codec : {"safe", "pickle"}
         See :class:`~cuda_progcache.memo.storage.FileValueStorage`.
     secret : bytes, optional
-        Signs what is written; what isn't signed with it isn't read.
+        Signs the files that are written; files not signed with it aren't read.
     """
     from cuda_progcache.memo.storage import FileCallStorage, FileValueStorage
 
@@ -69,30 +70,30 @@ def file_cache(path: str | os.PathLike[str], *, codec: str = "safe", secret: byt
 
 
 class Memoized(Runner, Generic[P, R]):
-    """A function whose results are kept; made by :func:`memoize`."""
+    """A memoized function; made by :func:`memoize`."""
 
     if TYPE_CHECKING:
 
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...  # noqa: D102
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
-        """The call with these arguments, as it would be recorded."""
+        """Return the call with these arguments, as it would be recorded."""
         return self.call_of(self.key(args, kwargs))
 
     def digest(self, /, *args: P.args, **kwargs: P.kwargs) -> Digest:
-        """The key of the call with these arguments; Indigestible where it has none."""
+        """Return the key of the call with these arguments; Indigestible if an argument can't be digested."""
         return self.key(args, kwargs).digest
 
     def contains(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Whether the call with these arguments would hit."""
+        """Return whether the cache has a result for these arguments."""
         return self.cache.contains(self.digest(*args, **kwargs))
 
     def load(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The recorded result; KeyError on a miss. Nothing is run."""
+        """Return the recorded result without running anything; KeyError on a miss."""
         return cast("R", self.cache.load(self.digest(*args, **kwargs)).result)
 
     def query(self, /, *args: Any, metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> QueryIterator:
-        """Recorded calls with these arguments, of whatever version and code; arguments left out fit any."""
+        """Return the recorded calls with these arguments, of any version and code; an omitted argument matches any."""
         given = {
             name: value for name, value in self.profile.bind_partial(args, kwargs).items() if name not in self._ignored
         }
@@ -100,7 +101,7 @@ class Memoized(Runner, Generic[P, R]):
         return self.cache.query(template)
 
     def rerun(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the call, and memoized calls in it, whether recorded or not; the new results replace the old."""
+        """Run the call and the memoized calls in it even if they are recorded; the new results replace the old."""
         if self._async:
             return cast("R", self._rerun_async(args, kwargs))
         token = refreshing.set(True)
@@ -110,14 +111,14 @@ class Memoized(Runner, Generic[P, R]):
             refreshing.reset(token)
 
     async def _rerun_async(self, args: Any, kwargs: Any) -> Any:
-        token = refreshing.set(True)  # in the task that awaits it
+        token = refreshing.set(True)  # in the task that awaits the coroutine
         try:
             return await cast("Any", self(*args, **kwargs))
         finally:
             refreshing.reset(token)
 
     def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
-        """What tells the call with these arguments from the nearest recorded one: why it would miss, or did."""
+        """Explain how the call differs from the nearest recorded one, which is why it would miss, or did."""
         from cuda_progcache.memo.explain import explain
 
         key = self.digest(*args, **kwargs)
@@ -152,37 +153,38 @@ def memoize(
     Parameters
     ----------
     cache : BaseCache, path or callable
-        Where; of a path a :func:`file_cache`, a callable is asked at each call.
+        Where to keep the results; a path stands for its :func:`file_cache`, a callable is called at each call.
     function : callable, optional
         ``memoize(cache, f)`` is ``memoize(cache)(f)``.
     version : str or int, optional
-        Of the function, part of the key; default: its ``__version__``.
+        The function's version, part of the key; default: its ``__version__``.
     ignore : str or iterable of str
-        Parameters that have no part in the key; also those annotated ``Ignored``.
+        Parameters that have no part in the key, like those annotated ``Ignored``.
     require : str or iterable of str
-        Parameters that a call must give itself to be cached; also those annotated ``Required``.
+        Parameters that a call must pass explicitly to be cached, like those annotated ``Required``.
     code : bool or callable
-        Whether a digest of the function's code and of all that it refers to (defaults, variables of the closure,
-        globals, functions, classes and instances among these again, versions of packages, variables of the environment
-        that are read by name; see :mod:`~cuda_progcache.memo.code`) is part of the key, with the code of the arguments'
-        classes; a callable takes the function and gives another digest. It is taken at the first call; at the others
-        all of it that can change in place is looked at again. Large data (a global table or array) is better passed as
-        an argument, or left out with ``code=False`` and a ``version``.
+        Whether the key contains a digest of the function's code and of everything that it refers to (defaults, closure
+        variables, globals, the functions, classes and instances among these in turn, versions of packages, environment
+        variables that are read by name; see :mod:`~cuda_progcache.memo.code`), with the code of the arguments' classes.
+        A callable takes the function and returns another digest. The digest is computed at the first call; later calls
+        check everything that can change in place. Large data (a global table or array) is better passed as an
+        argument, or left out with ``code=False`` and a ``version``.
     state : str or iterable of str
-        Global names and closure variables, as the function has them (``"stats"``, ``"module.table"``), that it changes
-        and that are no input: they don't count. A run that changes anything else that counts isn't kept, and says so.
+        Global names and closure variables, as the function refers to them (``"stats"``, ``"module.table"``), that the
+        function changes but doesn't take as input; they don't count. If a run changes anything else that counts, its
+        result isn't kept, and a warning says so.
     files : str or iterable of str
-        Parameters that are paths, or containers of such: the contents of the files and directories count.
+        Parameters that are paths, or containers of paths; the contents of the files and directories count.
     env : str or iterable of str
-        Variables of the environment that count beside those that the code reads by name.
+        Environment variables that count in addition to those that the code reads by name.
     module : bool
         Whether the name of the function's module is part of the key.
     tags : mapping, optional
-        Kept in each record, under ``metadata["tags"]``.
+        Stored in each record, under ``metadata["tags"]``.
     single_flight : {"processes", "threads", "off"}
-        Who waits for whom when several ask for one call. Processes wait for the first call, and for others while one
-        of the last eight runs took :data:`~cuda_progcache.memo.runner.WORTH_A_LEASE` seconds: otherwise running it
-        twice is cheaper.
+        Who waits if the same call is made several times at once. Processes wait for the first call, and for later
+        calls while one of the last eight runs took at least :data:`~cuda_progcache.memo.runner.WORTH_A_LEASE` seconds;
+        otherwise it is cheaper to run the call twice.
 
     Returns
     -------
@@ -191,16 +193,16 @@ def memoize(
     Raises
     ------
     TypeError
-        ``cache`` is none, as where ``@memoize`` is written without it.
+        ``cache`` isn't a cache; for example, ``@memoize`` is written without one.
     ValueError
-        A parameter that the function doesn't have, or an unknown ``single_flight``.
+        The function has no such parameter, or ``single_flight`` is unknown.
     """
     if single_flight not in {"processes", "threads", "off"}:
         raise ValueError(f"single_flight must be 'processes', 'threads' or 'off', got {single_flight!r}")
     given = _cache_of(cache)
 
     def decorate(*functions: Callable[..., Any]) -> Memoized[Any, Any]:
-        if len(functions) != 1:  # a function without parameters may well be a callable that gives a cache
+        if len(functions) != 1:  # a function without parameters may be meant as a callable that returns a cache
             raise TypeError(f"memoize takes a cache as its first argument: write @memoize(cache) above {cache!r}")
         (plain,) = functions
         if not callable(plain) and not isinstance(plain, classmethod):  # type: ignore[unreachable]
@@ -230,5 +232,5 @@ def _cache_of(given: CacheLike) -> BaseCache | Callable[[], BaseCache]:
     except TypeError:
         raise TypeError(f"memoize takes a cache as its first argument: write @memoize(cache) above {given!r}") from None
     except ValueError:
-        pass  # a built-in function that tells no signature
+        pass  # a built-in function without a signature
     return given

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose code a file or module is: the standard library's, an installed package's, or one's own. Nothing is imported.
+"""The owner of a file or module: the standard library, an installed package, or the user.
 
-Code is a package's where the metadata of an installed distribution claims its file, in whatever directory of
-``sys.path`` that lies: ``site-packages``, the user's, one on PYTHONPATH. Everything else is one's own, also what is
-installed as editable.
+Code belongs to a package if the metadata of an installed distribution claims its file, in any directory of
+``sys.path``: ``site-packages``, the user's site directory, or one on PYTHONPATH. Everything else is the user's own,
+including editable installs. Nothing is imported to find out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cuda_progcache.memo.syntax import written
 
 
 def hash_parts(*parts: str | bytes) -> bytes:
-    """SHA-256 over parts, each with its length, as 64 hex digits in ASCII."""
+    """Return the SHA-256 of parts, each hashed with its length, as 64 hex digits in ASCII."""
     state = sha256(usedforsecurity=False)
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -35,7 +35,7 @@ def hash_parts(*parts: str | bytes) -> bytes:
 
 
 class Package(NamedTuple):
-    """Who maintains a file that isn't one's own: its top-level module (empty: the standard library) and version."""
+    """The owner of a file that isn't the user's: a top-level module's name (empty: standard library) and version."""
 
     name: str
     version: str
@@ -55,7 +55,7 @@ _packages: dict[str, Package | None] = {}
 
 
 def package_of_file(path: str) -> Package | None:
-    """Whose a file is; None: one's own."""
+    """Return the package that owns a file; None if the file is the user's own."""
     if path not in _packages:
         _packages[path] = _find_package(path)
     return _packages[path]
@@ -69,7 +69,7 @@ def _find_package(path: str) -> Package | None:
     if path.startswith(_OURS):
         from cuda_progcache import __version__
 
-        return Package(__name__.partition(".")[0], __version__)  # also where it is run from a source tree
+        return Package(__name__.partition(".")[0], __version__)  # also if it runs from a source tree
     places = {form(place) for place in sys.path if place for form in (os.path.abspath, os.path.realpath)}
     for spelled in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
         folder = os.path.dirname(spelled)
@@ -86,17 +86,17 @@ def _find_package(path: str) -> Package | None:
 
 
 class _Claims(NamedTuple):
-    """The files and the top-level names that distributions claim; None for a top-level name that several do."""
+    """The files and the top-level names that distributions claim; None for a name that several distributions claim."""
 
     files: dict[str, Package]
     tops: dict[str, Package | None]
 
 
 def _claimed(folder: str, path: str) -> Package | None:
-    """The distribution in a folder that claims a file below it."""
+    """Return the package of the distribution in ``folder`` that claims a file below the folder; None if none does."""
     top = path.partition(os.sep)[0]
     path = path.replace(os.sep, "/")
-    namesake = _metadata(folder).get(_normalized(top.removesuffix(".py")))  # it is this one, as a rule
+    namesake = _metadata(folder).get(_normalized(top.removesuffix(".py")))  # usually the one that claims the file
     if namesake is not None and f"\n{path}," in "\n" + _text(namesake, "RECORD"):
         return _package(namesake, top)
     claims = _claims(folder)
@@ -105,7 +105,7 @@ def _claimed(folder: str, path: str) -> Package | None:
 
 @functools.lru_cache(maxsize=64)
 def _metadata(folder: str) -> dict[str, str]:
-    """The metadata directories in a folder, by normalized name of the distribution."""
+    """Return the metadata directories in a folder, by the distribution's normalized name."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -152,19 +152,19 @@ def _claims(folder: str) -> _Claims:
             mine.update(_text(metadata, "top_level.txt").split())
         for top in mine:
             for name in (top, f"{top}.py") if not listed else (top,):
-                tops[name] = _package(metadata, top) if name not in tops else None  # a namespace of several
+                tops[name] = _package(metadata, top) if name not in tops else None  # a namespace shared by several
     return _Claims(files, tops)
 
 
 def package_of_module(name: str, module: types.ModuleType | None = None) -> Package | None:
-    """Whose a module is, loaded or not; None: one's own, or there is none of this name."""
+    """Return the package that owns a module, loaded or not; None if it is the user's own or doesn't exist."""
     module = module if module is not None else sys.modules.get(name)
     spec = getattr(module, "__spec__", None) if module is not None else locate(name)
     if module is not None and spec is None:
         path = getattr(module, "__file__", None)
         if path is not None:
             return package_of_file(path)
-        version = getattr(module, "__version__", None)  # made by hand, but says what it stands for
+        version = getattr(module, "__version__", None)  # created at run time, but declares a version
         if isinstance(version, str) and name != "__main__":
             return Package(name.partition(".")[0], version)
         return STANDARD_LIBRARY if name in sys.builtin_module_names else None
@@ -175,18 +175,18 @@ def package_of_module(name: str, module: types.ModuleType | None = None) -> Pack
     place = spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)
     if place is None:
         return None
-    if not spec.has_location:  # a namespace package: whose it is, its modules say
+    if not spec.has_location:  # a namespace package belongs to the owner of its modules
         return package_of_file(os.path.join(place, "__init__.py"))
     return package_of_file(place)
 
 
 def locate(name: str) -> importlib.machinery.ModuleSpec | None:
-    """The spec of a module that isn't loaded; its packages aren't imported for it."""
+    """Return the spec of a module that isn't loaded, without importing the packages above it; None if there is none."""
     top, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
-        return None  # not there, or made by hand
+        return None  # missing, or created at run time
     for depth, _ in enumerate(rest, 2):
         if spec is None or spec.submodule_search_locations is None:
             return None
@@ -196,7 +196,7 @@ def locate(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 class Source(NamedTuple):
-    """A module of one's own as it lies on disk, and the modules that it may import."""
+    """The source file of a user's module, and the modules that it may import."""
 
     digest: bytes
     imports: frozenset[str]
@@ -208,7 +208,7 @@ _sources: dict[str, Source] = {}
 
 
 def stamp_of(path: str) -> Signature | None:
-    """The signature of a file; None if there is none."""
+    """Return the signature of a file; None if the file is missing."""
     try:
         return signature(os.stat(path))
     except OSError:
@@ -216,7 +216,7 @@ def stamp_of(path: str) -> Signature | None:
 
 
 def source_of(module: str, path: str) -> Source | None:
-    """A source file, without comments, layout and docstrings; None where it can't be read."""
+    """Read a source file and digest it without comments, layout and docstrings; None if it can't be read."""
     stamp = stamp_of(path)
     known = _sources.get(path)
     if known is not None and known.stamp == stamp:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls that a query finds, and what can be done with them."""
+"""The results of a query: an iterator over calls, and operations on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: Of a call, or the name of an argument that is meant.
+#: A function of a call, or the name of an argument.
 KeyFunction = str | Callable[[LazyCall], Any]
 
 
@@ -30,16 +30,16 @@ def _key_function(key: KeyFunction) -> Callable[[LazyCall], Any]:
 
 @dataclass(frozen=True)
 class QueryIterator(Iterable[LazyCall]):
-    """Calls, found anew each time one goes through them.
+    """The calls that match a query; each iteration runs the query again.
 
-    ``take``, ``skip``, ``filter``, ``sorted`` and ``unique`` give another one and look at nothing yet.
+    ``take``, ``skip``, ``filter``, ``sorted`` and ``unique`` are lazy and return another query iterator.
 
     Attributes
     ----------
     calls : callable
-        Gives the calls.
+        Returns the calls.
     cache : BaseCache or None
-        Which they are found in.
+        The cache that contains the calls.
     """
 
     calls: Callable[[], Iterable[LazyCall]]
@@ -52,7 +52,7 @@ class QueryIterator(Iterable[LazyCall]):
         return QueryIterator(calls, cache=self.cache)
 
     def only(self) -> LazyCall:
-        """The one call; IndexError if there is none, ValueError if there are several."""
+        """Return the only call; IndexError if there is none, ValueError if there are several."""
         found = list(itertools.islice(self, 2))
         if not found:
             raise IndexError("no call matches the query")
@@ -61,36 +61,36 @@ class QueryIterator(Iterable[LazyCall]):
         return found[0]
 
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of calls."""
         return builtins.sum(1 for _ in self)
 
     def any(self) -> LazyCall | None:
-        """The first one, or None."""
+        """Return the first call, or None."""
         return next(iter(self), None)
 
     def empty(self) -> bool:
-        """Whether there is none."""
+        """Return whether there are no calls."""
         return self.any() is None
 
     def take(self, n: int) -> QueryIterator:
-        """The first ``n``."""
+        """Return the first ``n`` calls."""
         return self._derived(lambda: itertools.islice(self, n))
 
     def skip(self, n: int) -> QueryIterator:
-        """All but the first ``n``."""
+        """Return all calls but the first ``n``."""
         return self._derived(lambda: itertools.islice(self, n, None))
 
     def filter(self, predicate: Callable[[LazyCall], bool]) -> QueryIterator:
-        """Those for which ``predicate`` is true."""
+        """Return the calls for which ``predicate`` is true."""
         return self._derived(lambda: (call for call in self if predicate(call)))
 
     def sorted(self, key: KeyFunction | None = None, reverse: bool = False) -> QueryIterator:  # noqa: FBT001, FBT002
-        """In order of ``key``: a function of a call, or an argument's name."""
+        """Return the calls sorted by ``key``: a function of a call, or an argument's name."""
         by: Any = None if key is None else _key_function(key)
         return self._derived(lambda: builtins.sorted(self, key=by, reverse=reverse))
 
     def unique(self, key: KeyFunction) -> QueryIterator:
-        """The first one for each value of ``key``: a function of a call, or an argument's name."""
+        """Return the first call for each value of ``key``: a function of a call, or an argument's name."""
         by = _key_function(key)
 
         def firsts() -> Iterator[LazyCall]:
@@ -104,7 +104,7 @@ class QueryIterator(Iterable[LazyCall]):
         return self._derived(firsts)
 
     def groupby(self, key: KeyFunction) -> dict[Any, QueryIterator]:
-        """Those of each value of ``key``, as they are now."""
+        """Return the calls grouped by the value of ``key``; the query runs now, and only once."""
         by = _key_function(key)
         groups: dict[Any, list[LazyCall]] = {}
         for call in self:
@@ -112,19 +112,19 @@ class QueryIterator(Iterable[LazyCall]):
         return {value: self._derived(calls.copy) for value, calls in groups.items()}
 
     def latest(self) -> LazyCall:
-        """The one that ended last (``metadata["runtime"]["timestop"]``).
+        """Return the call that ended last (``metadata["runtime"]["timestop"]``).
 
         Raises
         ------
         IndexError
-            There is none.
+            There are no calls.
         ValueError
-            None says when it ended.
+            No call records when it ended.
         """
         return self._ended(builtins.max, "latest")
 
     def oldest(self) -> LazyCall:
-        """The one that ended first; see :meth:`latest`."""
+        """Return the call that ended first; see :meth:`latest`."""
         return self._ended(builtins.min, "oldest")
 
     def _ended(self, pick: Callable[..., tuple[float, int, LazyCall]], which: str) -> LazyCall:
@@ -141,12 +141,12 @@ class QueryIterator(Iterable[LazyCall]):
         return pick(timed, key=lambda entry: entry[0])[2]
 
     def evict(self) -> None:
-        """Remove them from the cache."""
+        """Remove the calls from their cache."""
         for call in list(self):
             call._cache.evict(call.to_lookup_key())
 
     def transfer(self, target: Home, pop: bool = False, overwrite: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Copy them, with their values, into another cache; see :meth:`BaseCache.transfer`."""
+        """Copy the calls with their values into another cache; see :meth:`BaseCache.transfer`."""
         for call in list(self) if pop else self:
             key = call.to_lookup_key()
             if not target._transfer_one(call, overwrite=overwrite):
@@ -157,21 +157,21 @@ class QueryIterator(Iterable[LazyCall]):
     def table(
         self, arguments: Iterable[str] | str | Literal[True] = (), results: bool = False, shrink_keys: bool = True  # noqa: FBT001, FBT002
     ) -> pd.DataFrame:  # fmt: skip
-        """Them as the rows of a table.
+        """Return the calls as table rows.
 
         Parameters
         ----------
         arguments : iterable of str, str or True
-            Arguments to show, each a column, ``a_<name>`` where there is one of its name already; True: all.
+            Arguments to show; True shows all. Each is a column, named ``a_<name>`` if the plain name is taken.
         results : bool
             Show results.
         shrink_keys : bool
-            Index by the shortest unambiguous prefixes instead of the keys.
+            Index by the shortest unambiguous prefixes of the keys instead of the whole keys.
 
         Returns
         -------
         pandas.DataFrame
-            Indexed by key; columns ``name``, ``module``, each entry of the metadata, and what was asked for.
+            Indexed by key; columns ``name``, ``module``, each entry of the metadata, and the requested columns.
             ``timestart`` and ``timestop`` are local times.
         """
         import pandas as pd
@@ -194,7 +194,7 @@ class QueryIterator(Iterable[LazyCall]):
         return table
 
     def results(self) -> Iterator[Any]:
-        """Their results."""
+        """Yield the calls' results."""
         for call in self:
             yield call.result
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What code says by itself, whatever its names are bound to: what it does, which names it reads, what it imports."""
+"""Static analysis of code: a digest of what it does, the names that it reads, and the modules that it imports."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from cuda_progcache.memo.syntax import canonical, constants_with, tree_of, walk
 
 
 class Reference(NamedTuple):
-    """A name that code reads from outside, and the attributes it reads of it: ``np.linalg.norm``."""
+    """An outer name that code reads, and the attributes that it reads from the object: ``np.linalg.norm``."""
 
     name: str
     attributes: tuple[str, ...]
 
 
 class References(NamedTuple):
-    """What a code object says once and for all.
+    """The facts about a code object that don't depend on what its names are bound to.
 
-    ``identity`` digests what it does by itself. ``names`` are the globals, built-in names and closure variables that it
-    reads, ``attributes`` every name in it that isn't local; ``constants`` is None where the source isn't at hand.
+    ``identity`` is a digest of the code itself. ``names`` are the globals, built-ins and closure variables that it
+    reads; ``attributes`` are all its names that aren't local. ``constants`` are those of
+    :func:`~cuda_progcache.memo.syntax.constants_with`, or None if the source isn't available.
     """
 
     identity: bytes
@@ -37,7 +38,7 @@ class References(NamedTuple):
 
 
 class Import(NamedTuple):
-    """A module that code imports when it runs, and what it takes from it: nothing: the module itself."""
+    """A module that code imports when it runs, and the names that it imports from it; empty for the module itself."""
 
     name: str
     wanted: tuple[str, ...]
@@ -45,12 +46,12 @@ class Import(NamedTuple):
 
 _known: dict[int, tuple[types.CodeType, References]] = {}
 _MOST = 10_000
-#: Names by which code reads docstrings and annotations.
+#: Names through which code reads docstrings and annotations.
 _NOTES = frozenset({"__doc__", "__annotations__", "get_type_hints", "get_annotations", "signature", "getdoc"})
 
 
 def references_of(function: types.FunctionType) -> References:
-    """What a function's code refers to; remembered."""
+    """Return what a function's code refers to; cached per code object."""
     code = function.__code__
     before = _known.get(id(code))
     if before is not None:
@@ -66,13 +67,13 @@ def references_of(function: types.FunctionType) -> References:
     for inner in walk(code):
         _scan(inner, frozenset(code.co_freevars), function.__globals__, names, imports)
     if "__class__" in code.co_freevars:
-        names.add(Reference("__class__", ()))  # super() reads it without saying so, before Python 3.12
+        names.add(Reference("__class__", ()))  # super() reads it implicitly before Python 3.12
     found = tuple(Import(name, tuple(sorted(wanted or ()))) for name, wanted in sorted(imports.items()))
     constants = None if tree is None else constants_with(tree)
     made = References(identity, tuple(sorted(names)), found, constants, attributes)
     if len(_known) >= _MOST:
-        _known.clear()  # functions made in a loop must not be kept for ever
-    _known[id(code)] = (code, made)  # with the code: as long as it lives, no other one gets its id
+        _known.clear()  # functions made in a loop must not be kept forever
+    _known[id(code)] = (code, made)  # keeps the code alive, so that its id isn't reused
     return made
 
 
@@ -81,7 +82,7 @@ _NAMES = ["co_names", "co_varnames", "co_freevars", "co_cellvars"]
 
 
 def bytecode(code: types.CodeType) -> bytes:
-    """Digest of compiled code, for this interpreter's bytecode alone; without name, file and line numbers."""
+    """Digest compiled code, without name, file and line numbers; the digest is valid for this interpreter only."""
     parts: list[str | bytes] = ["bytecode", sys.implementation.cache_tag or sys.version, code.co_code]
     parts += [str(getattr(code, name)) for name in _COUNTS]
     parts += ["\0".join(getattr(code, name)) for name in _NAMES]
@@ -99,10 +100,10 @@ def _scan(
     code: types.CodeType, free: frozenset[str], namespace: Mapping[str, Any], names: set[Reference],
     imports: dict[str, set[str] | None],
 ) -> None:  # fmt: skip
-    """Collect the outer names of one code object, and its imports: of each what is taken, or None for the module."""
+    """Collect a code object's outer names and its imports: the names imported from a module, or None for the module."""
     root: str | None = None
     attributes: list[str] = []
-    constants: list[Any] = []  # the last two: an import's level and the names it wants
+    constants: list[Any] = []  # the last two loaded: an import's level and the names that it imports
 
     def finish() -> None:
         nonlocal root
@@ -135,7 +136,7 @@ def _note_import(
         try:
             name = importlib.util.resolve_name("." * level + name, package)
         except ImportError:
-            return  # there is no such package: the import will fail
+            return  # there is no such package, so the import will fail
     taken = set(wanted) if isinstance(wanted, tuple) and "*" not in wanted else None
     before = imports.get(name, set())
     imports[name] = None if taken is None or before is None else before | taken

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of memoized calls: take the key, look up, check what may have moved, run, file with where it came from.
+"""The engine of memoized calls: compute the key, look it up, check the record's files, run, and store with provenance.
 
-A call is a function, arguments, files and environment; its key is the digest of these, with the function's code and
-all that this refers to. What a body reads beside them (files it tracks, what the calls it makes depend on) is in the
-record, and looked at before the result is used again.
+A call is a function, arguments, files and environment variables; its key is the digest of these, the function's code
+and everything that the code refers to. Further inputs found while the body runs (files that it tracks, inputs of the
+calls that it makes) are in the record, and are checked before the result is used again.
 
-A call that works without this engine works with it: what can't be bound or digested is just called, a result that can't
-be filed is returned all the same, trouble in the cache is a miss. All of it is counted, and warned of once a function.
+A call that works without this engine works with it: arguments that can't be bound or digested are passed straight to
+the function, a result that can't be stored is returned all the same, and an error in the cache is a miss. Each of these
+is counted, and a warning is issued once per function.
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ from cuda_progcache.memo.watching import ATOMS
 
 _logger = logging.getLogger(__name__)
 
-#: Seconds that a body has to have run for processes to wait for each other (threads always do), and for how many misses
-#: such a run counts: a body that is quick as a rule may be slow once, on a busy machine.
+#: Processes wait for each other (threads always do) during the next ``_SLOW_FOR`` misses after a body ran for at least
+#: this many seconds. The number is limited, since a body that is usually quick may be slow once on a busy machine.
 WORTH_A_LEASE = 1e-3
 _SLOW_FOR = 8
 
-#: Whether code counts, or what digests it.
+#: Whether code counts, or a function that digests it.
 CodeDigest = bool | Callable[[Any], str]
 
 
 _NOTHING: dict[str, Any] = {}
 
-#: Types whose values are equal only to what has the same digest, or is of another type: no floats, since 0.0 == -0.0.
+#: Types whose values are equal to another value of the type only if the digests are equal; not float: 0.0 == -0.0.
 _EXACT = frozenset({int, str, bytes, bool, type(None)})
-#: How many keys of calls with such arguments are remembered, and how many bytes these may have.
+#: How many keys of calls with such arguments are cached, and how many bytes the arguments of each may take.
 _MOST_RECENT, _SMALL = 512, 2000
 
 
 class Settings(NamedTuple):
-    """How a function's calls are kept, beside the cache; see :func:`~cuda_progcache.memo.memoize.memoize`."""
+    """The options of a memoized function, except the cache; see :func:`~cuda_progcache.memo.memoize.memoize`."""
 
     name: str | None = None
     module: bool = True
@@ -75,17 +76,17 @@ class Settings(NamedTuple):
 
 
 class Runner:
-    """A function whose calls are kept.
+    """A memoized function.
 
     Attributes
     ----------
     function : callable
     profile : FunctionProfile
-        What is known of the function.
+        The function's signature, name and markers.
     counters : Counter
-        ``hits``, ``misses``; ``uncached`` calls that have no key or leave out required arguments; ``changed`` runs that
-        changed what was counted, ``modified`` files that changed meanwhile, ``dropped`` results that could not be kept;
-        ``trouble`` of the cache on looking up.
+        ``hits``; ``misses``; ``uncached``: calls that have no key or omit required arguments; ``changed``: runs that
+        changed something that the key counts; ``modified``: runs during which a file was modified; ``dropped``: results
+        that couldn't be kept; ``trouble``: errors of the cache on a lookup or before a run.
     """
 
     def __init__(
@@ -118,19 +119,19 @@ class Runner:
         self._async = inspect.iscoroutinefunction(plain)
         self._warned: set[str] = set()
         self._verbose = False
-        self._controls: dict[str, bool] = {}  # arguments of calls that are the wrapper's own, and their defaults
-        self._recent: dict[tuple[Any, ...], tuple[Digest, dict[str, bytes]]] = {}  # keys of calls made lately
+        self._controls: dict[str, bool] = {}  # arguments that are for the wrapper, not the function, and their defaults
+        self._recent: dict[tuple[Any, ...], tuple[Digest, dict[str, bytes]]] = {}  # keys of recent calls
         self._leases_left = 1  # misses for which a lease will be taken
         self.counters: Counter[str] = Counter()
 
     @property
     def cache(self) -> BaseCache:
-        """Where results are kept."""
+        """The cache that keeps the results."""
         given = self._given
         return given if isinstance(given, BaseCache) else given()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """The function's result, from the cache or by running it."""
+        """Return the function's result, from the cache or by running the function."""
         if (mode := modes.current()) == "off":
             return self.function(*args, **{name: value for name, value in kwargs.items() if name not in self._controls})
         given = self._given
@@ -139,7 +140,7 @@ class Runner:
         try:
             cache = given if isinstance(given, BaseCache) else given()
             key = self.key(args, kwargs)
-        except RecursionError:  # there is no room left for more than that, or an argument contains itself
+        except RecursionError:  # the stack has no room for more, or an argument contains itself
             self.counters["uncached"] += 1
             return self.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
@@ -154,8 +155,8 @@ class Runner:
         if around is None or around.name is not self._named[0] or alone:
             return self._miss(cache, key, args, kwargs)
         self.counters["misses"] += 1
-        # A recursive call. It runs right here, without further stack frames of ours, so that it can go nearly as deep
-        # as without a cache; and it waits for nobody, since others may be waiting for the call around it.
+        # A recursive call. It runs in this frame, so that it can go nearly as deep as without a cache. It doesn't wait
+        # for other threads or processes, since they may be waiting for the enclosing call.
         try:
             run = self._begin(cache, key, room=frames.SHORTEST_OVERHEAD)
         except RecursionError:
@@ -169,38 +170,38 @@ class Runner:
         return result
 
     def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call with arguments that are the wrapper's own; a subclass that sets ``_controls`` defines it.
+        """Make a call with arguments for the wrapper itself; a subclass that sets ``_controls`` defines it.
 
-        An override of ``__call__`` would add a stack frame to each call, and a recursion could go half as deep.
+        An override of ``__call__`` would add a stack frame to each call, so a recursion could only go half as deep.
         """
         raise NotImplementedError
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        """Bind to an instance, whose digest is part of the key."""
+        """Bind the function to an instance or class, whose digest becomes part of the key."""
         if not self._bound or (instance is None and not self._of_class):
             return self
         return BoundRunner(self, owner if self._of_class else instance)
 
     def __reduce__(self) -> str:
-        return self.profile.qualname  # as a function: by name, since another process may have another cache
+        return self.profile.qualname  # pickled by name, like a function: another process may have another cache
 
     def __digest__(self) -> Digest:
-        """The digest of the function and of all that it refers to."""
+        """Return the digest of the function and of everything that it refers to."""
         return digest((*self._named, argument_digest(self.function)))
 
     def __counts__(self) -> tuple[Any, ...]:
-        """The parts of the wrapper that count in the key of a function that refers to it."""
+        """Return the parts of the wrapper that count in the key of a function that refers to it."""
         settings = self.settings
         return (*self._named, self.function, dict(settings.depends_on or {}), settings.env)
 
     def __state__(self) -> tuple[Any, tuple[str, ...]]:
-        """The function and the names that it declares as state, which don't count for its callers either."""
+        """Return the function and the names that it declares as state, which don't count for its callers either."""
         return self.function, self.settings.state
 
     # The key
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-        """The key of a call made now. Raises Indigestible, or whatever an argument's own code raises."""
+        """Return the key of a call made now. Raises Indigestible, or whatever an argument's own code raises."""
         arguments = self._bind(args, kwargs)
         identity = self._now()
         if self._plain:
@@ -229,7 +230,7 @@ class Runner:
         return self._with_inputs(made, arguments, digests, identity, inputs, watched, met)
 
     def _key_again(self, head: bytes, arguments: dict[str, Any]) -> tuple[Digest, dict[str, bytes]]:
-        """The key of a call whose arguments are exact, hashed once while such calls repeat."""
+        """Return the key of a call whose arguments are all of ``_EXACT`` types; recent keys are cached."""
         values = tuple(arguments.values())
         asked = (head, values, *map(type, values))  # 1 and True are equal
         found = self._recent.get(asked)
@@ -261,16 +262,16 @@ class Runner:
         if not inputs:
             return Key(plain, arguments, digests, identity, {}, watched, ())
         named = [(part, *field) for part, fields in sorted(inputs.items()) for field in sorted(fields.items())]
-        # repr tells every field from the next, whatever is in it.
+        # repr separates the fields unambiguously, whatever they contain.
         made = hash_tagged(b"call with inputs:", f"{plain} {named!r}".encode("utf-8", "surrogatepass"))
         return Key(Digest(made.decode()), arguments, digests, identity, inputs, watched, tuple(classes))
 
     def _variables(self) -> dict[str, str | None]:
-        """The variables of the environment that were named as counting."""
+        """Return the environment variables that the ``env`` option names."""
         return {name: os.environ.get(name) for name in self.settings.env}
 
     def _now(self) -> Identity:
-        """The function's part of the key; taken anew when something it refers to has changed."""
+        """Return the function's part of the key; it is computed again if something that it refers to has changed."""
         identity = self._identity
         if identity is not None and identity.closure.holds():
             return identity
@@ -281,17 +282,17 @@ class Runner:
             about = closure(self.function, self.settings.state)
             code = about.with_packages
         elif wanted is not False:
-            with contextlib.suppress(Indigestible):  # then it is taken once
+            with contextlib.suppress(Indigestible):  # in that case there is nothing to watch
                 about = closure(self.function, self.settings.state)
             code = Digest(wanted(self.function))
         other = self._identity
         if other is not identity and other is not None and other.closure.holds():
-            return other  # threads that come first at once agree, whatever one's run has changed meanwhile
+            return other  # concurrent first calls agree on one identity, even if one's run has changed something since
         self._identity = made = Identity(head_bytes(*self._named, code), code, about)
         return made
 
     def call_of(self, key: Key) -> Call:
-        """The call with a key, as it is filed."""
+        """Return the call with a key, in the form in which it is stored."""
         name, module, version = self._named
         return Call(
             name, key.arguments, key.described(), module, version, key.identity.code,
@@ -301,9 +302,9 @@ class Runner:
     # A hit
 
     def _find(self, cache: BaseCache, key: Key, *, again: bool = False) -> tuple[Any] | None:
-        """The recorded result, if there is one and its files and variables haven't changed.
+        """Return the recorded result in a tuple; None on a miss, or if a file or variable in the record has changed.
 
-        ``again`` is for a second look after a miss: it isn't counted.
+        ``again`` marks a second lookup after a miss, which isn't counted.
         """
         try:
             result, metadata = cache.find(key.digest)
@@ -330,7 +331,7 @@ class Runner:
         return (result,)
 
     def _seen(self, key: Key, watched: Mapping[str, Watched]) -> None:
-        """Note the files of a call that was found or run. The call tree overrides it."""
+        """Record the files of a call that was found or run; overridden by functions that are in the call tree."""
 
     # A miss
 
@@ -354,7 +355,7 @@ class Runner:
         if not reuse or self.settings.single_flight == "off":
             return self._run(cache, key, args, kwargs, save=save)
         if any(call.key == key.digest for call in under_way()):
-            return self._run(cache, key, args, kwargs)  # it calls itself: waiting would be for ever
+            return self._run(cache, key, args, kwargs)  # the call is inside itself: waiting would never end
         ran: list[Digest] = []
 
         def find() -> tuple[Any] | None:
@@ -365,26 +366,26 @@ class Runner:
             return (self._run(cache, key, args, kwargs),)
 
         def compute() -> tuple[Any]:
-            # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
+            # A lease costs at least 60 µs: a function that hasn't been seen to run long isn't worth one.
             asked = self.settings.single_flight
             wanted = asked == "always" or (asked == "processes" and self._leases_left > 0)
             directory = cache.leases if wanted else None
             if directory is not None:
                 return fly(self._flight(key), directory, run, find, longest_wait=float("inf"))
-            return find() or run()  # nobody has looked again since this thread's turn came
+            return find() or run()  # no lookup has been made since this thread's turn came
 
-        # Threads first, whatever of processes: which of both is asked for may change from call to call.
+        # Threads come first in any case, since whether processes wait too may change from call to call.
         result = fly(f"{key.digest}-{id(cache):x}", None, compute, find, longest_wait=float("inf"))[0]
         if not ran and isinstance(result, (Iterator, AsyncIterator, Awaitable)):
-            return self._run(cache, key, args, kwargs)  # another thread's generator or coroutine: it has one use
+            return self._run(cache, key, args, kwargs)  # another thread's generator or coroutine can't be used twice
         return result
 
     def _flight(self, key: Key) -> str:
-        """The name of a call's lease."""
+        """Return the name of a call's lease."""
         return str(key.digest)
 
     def _with_values(self, cache: BaseCache, args: Any, kwargs: Any) -> Any:
-        """Call with the values whose digests were given as arguments."""
+        """Make the call with values loaded for the arguments that are digests."""
 
         def value(argument: Any) -> Any:
             return cache.load_value(argument) if type(argument) is Digest else argument
@@ -407,7 +408,7 @@ class Runner:
             try:
                 prepared = cache.prepare(self.call_of(key))
             except RecursionError:
-                pass  # there is no room left: the body runs all the same
+                pass  # the stack has no room left; the body runs all the same
             except Exception as error:  # noqa: BLE001 - a cache may be anyone's code; the body runs all the same
                 self._trouble("trouble", f"can't prepare a call of {self._named[0]} for the cache: {error}")
         above = frames.frames_here()
@@ -416,7 +417,7 @@ class Runner:
         return Run(cache, key, prepared, frame, above, token, time.time(), time.perf_counter())
 
     def _node(self, key: Key) -> str | None:  # noqa: ARG002
-        """The id of a call in the call tree; None if the calls aren't in it."""
+        """Return the id of a call in the call tree; None if the function's calls aren't in the tree."""
         return None
 
     def _give_up(self, run: Run) -> None:
@@ -426,7 +427,7 @@ class Runner:
             run.prepared.abandon()
 
     def _end(self, run: Run, result: Any) -> None:
-        """File a result, unless something that its key counts changed while the body ran."""
+        """Store a result, unless something that its key counts changed while the body ran."""
         seconds = time.perf_counter() - run.clock
         frames.leave(run.frame, run.token)
         key, frame = run.key, run.frame
@@ -451,14 +452,14 @@ class Runner:
                 self._file_as_loaded(run, key, result, metadata)
         except RecursionError:
             self.counters["dropped"] += 1
-        except Exception as error:  # noqa: BLE001 - what was computed is returned, whatever became of keeping it
-            if isinstance(error.__context__, RecursionError):  # there was no room left to digest it
+        except Exception as error:  # noqa: BLE001 - the result is returned even if it can't be kept
+            if isinstance(error.__context__, RecursionError):  # the stack had no room left to digest the result
                 self.counters["dropped"] += 1
                 return
-            self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
+            self._trouble("dropped", f"a result of {self._named[0]} is returned but not kept: {error}")
 
     def _why_not(self, key: Key, watched: Mapping[str, Watched]) -> tuple[str, str] | None:
-        """Why a result can't be filed: the counter to raise and the message; None if it can."""
+        """Return why a result can't be stored, as the counter to raise and a message; None if it can."""
         about = key.identity.closure
         changed = [] if about.holds() or (not about.unloaded and self._is_still(key.identity)) else about.changed()
         for kind, found in key.classes:
@@ -466,28 +467,28 @@ class Runner:
                 changed += found.changed()
         if changed:
             return "changed", (
-                f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which "
-                f"counts; if that is no input, say so: state={tuple(changed)!r}"
+                f"a result of {self._named[0]} is returned but not kept: the run changed {', '.join(changed)}, which "
+                f"counts; if it isn't an input, declare it: state={tuple(changed)!r}"
             )
         moved = [item.path for item in watched.values() if state_of(item) != item.digest]
         if moved:
             return "modified", (
                 f"{self._named[0]}: {', '.join(moved)} was modified while it ran; the result isn't saved, since it may "
-                "come from either content"
+                "be based on the old content or the new"
             )
         return None
 
     def _is_still(self, identity: Identity) -> bool:
-        """Whether everything that changed has been changed back."""
+        """Return whether everything that changed has been changed back."""
         try:
             return self._now().code == identity.code
         except Indigestible:
             return False
 
     def _file_as_loaded(self, run: Run, key: Key, result: Any, metadata: Metadata) -> None:
-        """File a result under the call's present key as well.
+        """Store a result under the call's present key as well.
 
-        Modules that counted by their source before the run are loaded now, and count by their content.
+        Modules that counted by their source before the run are now loaded and count by their content.
         """
         try:
             identity = self._now()
@@ -525,7 +526,7 @@ class Runner:
             try:
                 self.profile.signature.bind(*args, **kwargs)
             except TypeError:
-                return  # the arguments don't fit: the function says so itself
+                return  # the arguments don't fit, and the function itself will raise that error
         self._trouble("uncached", f"a call of {self._named[0]} isn't cached: {why}")
 
     def _trouble(self, counter: str, message: str) -> None:
@@ -550,7 +551,7 @@ class Run(NamedTuple):
 
 
 class BoundRunner:
-    """A memoized method of an instance, or of a class."""
+    """A memoized method bound to an instance or a class."""
 
     def __init__(self, runner: Runner, instance: object) -> None:
         self._runner = runner
@@ -561,7 +562,7 @@ class BoundRunner:
         return self._runner(self._instance, *args, **kwargs)
 
     def __counts__(self) -> tuple[Any, ...]:
-        """The parts of it that count in the key of a function that refers to it."""
+        """Return the parts of the method that count in the key of a function that refers to it."""
         return (self._runner, self._instance)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a function before it is called: its name, its code's digest, how its arguments bind.
+"""The profile of a function: its name, its signature, its marked parameters, and the digest of its code.
 
-``Ignored`` and ``Required`` mark parameters in annotations: ``verbose: Ignored[bool]`` never enters the key, and a
-call that doesn't give ``seed: Required[int]`` itself isn't cached.
+``Ignored`` and ``Required`` mark parameters in annotations: ``verbose: Ignored[bool]`` is never part of the key, and a
+call that doesn't pass ``seed: Required[int]`` explicitly isn't cached.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cuda_progcache.memo.digest import Digest, Indigestible
 
 
 class Ignored:
-    """An annotation: the parameter has no part in the key (``Ignored`` or ``Ignored[int]``)."""
+    """The annotation of a parameter that has no part in the key (``Ignored`` or ``Ignored[int]``)."""
 
     def __class_getitem__(cls, item: Any) -> Any:
         return Annotated[item, cls]
 
 
 class Required:
-    """An annotation: only calls that give the argument themselves are cached (``Required`` or ``Required[int]``)."""
+    """The annotation of a parameter that a call must pass to be cached (``Required`` or ``Required[int]``)."""
 
     def __class_getitem__(cls, item: Any) -> Any:
         return Annotated[item, cls]
@@ -42,19 +42,19 @@ _ANYTHING = inspect.Signature(
 
 @dataclass(frozen=True)
 class FunctionProfile:
-    """What is known of a function.
+    """The properties of a function that its calls' keys need.
 
     Attributes
     ----------
     signature : inspect.Signature
-        ``(*args, **kwargs)`` for built-in functions that tell none.
+        ``(*args, **kwargs)`` for a built-in function without a signature.
     qualname, module : str
     version : str, int or None
-        ``function.__version__``, which a user sets to say that results differ from earlier ones.
+        ``function.__version__``; a user changes it when results differ from earlier ones.
     function : callable
         The function itself.
     ignored, required : frozenset of str
-        Parameters marked so.
+        The parameters annotated ``Ignored`` and ``Required``.
     """
 
     signature: inspect.Signature
@@ -67,14 +67,14 @@ class FunctionProfile:
 
     @property
     def code_digest(self) -> Digest | None:
-        """See :func:`code_digest`; taken anew each time."""
+        """The result of :func:`code_digest`, computed at each access."""
         return code_digest(self.function)
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> FunctionProfile:
-        """Look at a function."""
+        """Return the profile of a function."""
         try:
-            # A decorator may take other arguments than what it wraps, whatever functools.wraps makes it look like.
+            # A wrapper may take other arguments than the function it wraps, although functools.wraps hides that.
             inner = getattr(function, "profile", None) if hasattr(type(function), "__counts__") else None
             signature = inner.signature if inner is not None else inspect.signature(function, follow_wrapped=False)
         except (TypeError, ValueError):
@@ -95,19 +95,19 @@ class FunctionProfile:
         )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by parameter, defaults filled in; TypeError where they don't fit."""
+        """Return the arguments by parameter, defaults filled in; TypeError if they don't fit the signature."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
 
     def bind_partial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments by parameter, only those given; TypeError for unknown ones."""
+        """Return the given arguments by parameter, without defaults; TypeError for unknown arguments."""
         return dict(self.signature.bind_partial(*args, **kwargs).arguments)
 
     def binder(self, ignored: Iterable[str] = ()) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
-        """:meth:`bind` without the parameters to ignore, as quick as can be.
+        """Return a fast version of :meth:`bind` that leaves out the ``ignored`` parameters.
 
-        ``inspect.Signature.bind`` takes 5 µs; for plain positional calls of plain signatures a dict does the same.
+        ``inspect.Signature.bind`` takes 5 µs; for signatures without ``*args`` and ``**kwargs``, dicts do the same.
         """
         left_out = frozenset(ignored)
         parameters = list(self.signature.parameters.values())
@@ -140,9 +140,9 @@ class FunctionProfile:
 
 
 def code_digest(function: Any) -> Digest | None:
-    """Digest of a function's code, all that it refers to, and the versions of the packages it uses.
+    """Return a digest of a function's code, everything that it refers to, and the versions of the packages it uses.
 
-    None where it refers to data nested too deep to be digested.
+    None if it refers to data that can't be digested: data without content, or nested too deeply.
     """
     from cuda_progcache.memo.code import closure
 
@@ -157,7 +157,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # noqa: BLE001 - annotations may be any code; those that can't be evaluated mark nothing
+    except Exception:  # noqa: BLE001 - annotations may be any code; if they can't be evaluated, no parameter is marked
         return {}
 
 

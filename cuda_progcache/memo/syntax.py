@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The syntax tree of a function, found through its code, and a text of it that every interpreter agrees on.
+"""The syntax tree of a function, found through its code, and a text of it that is the same in every interpreter.
 
-Bytecode says exactly what a function does, but differs between interpreters;
-source doesn't, but what lies on disk may not be what was loaded. So the source
-counts only where compiling it gives the very code object that the function
-has; otherwise (typed in, made by ``exec``, edited since, rewritten by a tool)
-there is no tree, and the bytecode has to speak for itself.
+Bytecode defines exactly what a function does, but differs between interpreters.
+Source doesn't differ, but the file on disk may not be the one that was loaded.
+So the source counts only if compiling it gives a code object equal to the
+function's. Otherwise (code that was typed in, made by ``exec``, edited since, or
+rewritten by a tool) there is no tree, and the bytecode counts.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Any
 
 _FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
-#: Source text's file name: (its text, its functions by first line, its code objects by first line).
+#: By file name: the source text, its functions by first line, and its code objects by first line.
 _modules: dict[str, tuple[str, dict[int, list[_FunctionNode]], dict[int, list[types.CodeType]]]] = {}
-#: Modules whose trees are kept at a time.
+#: The most modules whose trees are kept.
 _KEPT = 64
 
 
 def tree_of(function: types.FunctionType, *, exact: bool = True) -> _FunctionNode | None:
-    """The syntax tree of a function; None where the source isn't there or isn't what was compiled.
+    """Return the syntax tree of a function; None if the source isn't available or isn't what was compiled.
 
-    If not ``exact``: the one function at this line of the source, without proof that it is this one (for hints).
+    If not ``exact``, the function at the same line of the source is returned without proof that it is the same one;
+    that is good enough for hints.
     """
     code = function.__code__
     module = _module(code.co_filename, function.__globals__)
@@ -72,7 +73,7 @@ def _module(
 
 
 def walk(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A code object and all that are nested in it."""
+    """Yield a code object and all code objects nested in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -84,7 +85,7 @@ def _name(node: _FunctionNode) -> str:
 
 
 def _enclosing(candidates: list[_FunctionNode], code: types.CodeType) -> _FunctionNode | None:
-    """Of several functions on a line, the innermost around all that the code does."""
+    """Return the innermost of several functions on a line that encloses all of the code's positions."""
     spots = [
         (line, column)
         for line, _, column, _ in code.co_positions()
@@ -102,10 +103,10 @@ def _enclosing(candidates: list[_FunctionNode], code: types.CodeType) -> _Functi
 
 
 def canonical(function: _FunctionNode, *, reads_notes: bool = False) -> str:
-    """A text of a function's signature and body: the same from every Python, whatever its comments and layout.
+    """Return a function's signature and body as text that is the same in every Python, without comments and layout.
 
-    Its name and decorators are left out: they aren't what it does. So are docstrings and annotations, unless
-    ``reads_notes`` says that the code looks at such.
+    The name and the decorators are left out, since they aren't what the function does. Docstrings and annotations are
+    left out too, unless ``reads_notes`` says that the code reads them.
     """
     parts: list[str] = [type(function).__name__]
     for name, value in ast.iter_fields(function):
@@ -118,7 +119,7 @@ def canonical(function: _FunctionNode, *, reads_notes: bool = False) -> str:
 
 
 def written(node: ast.AST) -> str:
-    """A text of any tree, on the same terms."""
+    """Return any tree as text, in the form of :func:`canonical` without docstrings and annotations."""
     parts: list[str] = []
     _write(node, parts, notes=False)
     return " ".join(parts)
@@ -133,9 +134,10 @@ def _without_docstring(body: Any) -> Any:
 
 
 def constants_with(function: _FunctionNode) -> dict[tuple[str, ...], frozenset[str] | None]:
-    """The constants with which code uses a name, as in ``environ["A"]``, ``getenv("A")`` and ``"A" in environ``.
+    """Return the constants that code uses a name with, as in ``environ["A"]``, ``getenv("A")`` and ``"A" in environ``.
 
-    By name and attributes (``("os", "environ")``); None for one that is used in other ways, too.
+    They are keyed by name and attributes (``("os", "environ")``). The value is None for a name that is also used in
+    other ways.
     """
     found: dict[tuple[str, ...], frozenset[str] | None] = {}
     for node in ast.walk(function):
@@ -146,7 +148,7 @@ def constants_with(function: _FunctionNode) -> dict[tuple[str, ...], frozenset[s
 
 
 def _constant_uses(node: ast.AST) -> Iterator[tuple[tuple[str, ...], str | None]]:
-    """The names that stand directly in a node, each with the constant text that it is used with (None: without)."""
+    """Yield the names directly in a node, each with the constant text that it is used with, or None."""
     told: tuple[ast.AST | None, ast.AST | None] = (None, None)
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
         told = (node.value, node.slice)
@@ -158,14 +160,14 @@ def _constant_uses(node: ast.AST) -> Iterator[tuple[tuple[str, ...], str | None]
     text = key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
     for child in ast.iter_child_nodes(node):
         if isinstance(node, ast.Attribute) and _dotted(node):
-            continue  # the whole chain is told of where it stands
+            continue  # the node above this chain yields the whole chain
         chain = _dotted(child)
         if chain:
             yield chain, text if child is owner else None
 
 
 def _dotted(node: ast.AST) -> tuple[str, ...]:
-    """``("a", "b")`` of ``a.b``; nothing of anything else."""
+    """Return ``("a", "b")`` for ``a.b``; an empty tuple for any other node."""
     path: list[str] = []
     while isinstance(node, ast.Attribute):
         path.append(node.attr)
@@ -173,7 +175,7 @@ def _dotted(node: ast.AST) -> tuple[str, ...]:
     return (node.id, *reversed(path)) if isinstance(node, ast.Name) else ()
 
 
-#: Fields that say nothing about what code does, or that some versions don't have.
+#: Fields that don't affect what code does, or that some versions don't have.
 _SILENT = {"ctx", "kind", "type_comment", "type_ignores"}
 
 
@@ -184,7 +186,7 @@ def _write(value: object, parts: list[str], *, notes: bool) -> None:
         parts.append(f"({type(value).__name__}")
         inner = isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         for name, child in ast.iter_fields(value):
-            # Absent and empty are written alike: a field that a later version adds is empty in code of today.
+            # Absent and empty are written the same: a field that a later version adds is empty in today's code.
             if name in _SILENT or child is None or child == []:
                 continue
             if not notes and (name == "returns" or (name == "annotation" and isinstance(value, ast.arg))):
@@ -208,12 +210,14 @@ def _constant(value: object) -> str:
     return repr(value)
 
 
-#: Calls that read what their first argument names.
+#: Functions that read the file or directory named by their first argument.
 _READERS = frozenset(["listdir", "scandir", "walk", "glob", "iglob", "loadtxt", "genfromtxt", "imread"])
 
 
 def find_path_specs(function: Any) -> dict[str, list[str]]:
-    """Paths that a function's source reads: ``os.listdir("data")``, ``open(CONFIG)``, ``pd.read_csv(TABLE)``.
+    """Find the paths that a function's source reads: ``os.listdir("data")``, ``open(CONFIG)``, ``pd.read_csv(TABLE)``.
+
+    The result is a hint; a call through another name isn't recognized.
 
     Parameters
     ----------
@@ -222,7 +226,7 @@ def find_path_specs(function: Any) -> dict[str, list[str]]:
     Returns
     -------
     dict
-        ``literals``: texts in such a call; ``symbols``: names in it. Hints: a call through another name isn't seen.
+        ``literals``: string constants that are the first argument of such a call; ``symbols``: names that are.
     """
     found: dict[str, list[str]] = {"literals": [], "symbols": []}
     plain = inspect.unwrap(function)
@@ -244,7 +248,7 @@ def find_path_specs(function: Any) -> dict[str, list[str]]:
 
 
 def _constant_paths(compiled: types.CodeType) -> set[str]:
-    """Of code without source: texts that are the first argument of what reads a directory or table."""
+    """Return the string constants that code without source passes first to functions that read files or directories."""
     paths: set[str] = set()
     for code in walk(compiled):
         reader = False

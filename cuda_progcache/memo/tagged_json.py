@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as JSON and back, with what JSON can't say in tagged objects.
+"""Conversion of values to JSON and back. Tagged objects stand for values of types that JSON doesn't have.
 
 ::
 
     {"$": "tuple", "v": [1, 2]}        also set, frozenset, complex, bytes, datetime, path, array, ...
 
-Values come back equal and of the same type, or they aren't taken. Reading runs nobody's code.
+A value is read back equal and with the same type, or it is refused when it is written. Reading never runs code that
+the text chooses.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from typing import Any
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.digest import Digest
 
-#: Bits from which an int is written in hexadecimal: Python limits decimal digits.
+#: Ints of more bits are written in hexadecimal, since Python limits decimal digits.
 _LONG_INT = 64
 
 
 class SaveError(ProgCacheError, ValueError):
-    """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
+    """A value can't be stored: no codec accepts it, or the storage failed. No computed result is lost."""
 
 
 def encode_json(value: Any) -> bytes:
-    """A value as tagged JSON; SaveError where it is none of the types it has."""
+    """Return a value as tagged JSON; SaveError if the value is of another type."""
     if type(value) is int and -(1 << 53) < value < 1 << 53:
         return b"%d" % value
     try:
@@ -45,13 +46,13 @@ def encode_json(value: Any) -> bytes:
 
 
 def decode_json(text: bytes) -> Any:
-    """The value of tagged JSON."""
+    """Return the value that tagged JSON stands for."""
     found = json.loads(text)
     return _value(found) if type(found) in {dict, list} else found
 
 
 def kind_of(value: object) -> str:
-    """The name of a value's class, for messages."""
+    """Return the full name of a value's class, for messages."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
@@ -60,7 +61,7 @@ def _tagged(tag: str, content: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as what :mod:`json` takes."""
+    """Return a value in a form that :mod:`json` can write."""
     kind = type(value)
     if kind in {str, int, bool, type(None), float}:
         return _scalar(value)
@@ -82,7 +83,7 @@ def plain(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return _tagged("numpy", base64.b64encode(to_npy(numpy.asarray(value))).decode("ascii"))
-    raise SaveError(f"the safe codec can't store a {kind_of(value)}; use codec='pickle' where only you can write")
+    raise SaveError(f"the safe codec can't store a {kind_of(value)}; use codec='pickle' if only you can write there")
 
 
 def _scalar_key(key: str) -> str:
@@ -96,7 +97,7 @@ def _scalar(value: Any) -> Any:
     if kind is int and value.bit_length() > _LONG_INT:
         return _tagged("int", hex(value))
     if kind is float and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124 - NaN
-        return _tagged("float", struct.pack(">d", value).hex())  # of a NaN all its bits
+        return _tagged("float", struct.pack(">d", value).hex())  # keeps all bits of a NaN
     if kind is str and not _is_unicode(value):
         return _tagged("str", value.encode("utf-8", "surrogatepass").hex())
     return value
@@ -126,7 +127,7 @@ def _aware(value: Any) -> str:
     return str(value.isoformat())
 
 
-#: By type, what gives an instance's tag and a content that JSON, or a tag, can say.
+#: By type, the function that returns an instance's tag and its content in a form that :mod:`json` can write.
 WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     tuple: _many("tuple"),
     set: lambda value: ("set", [plain(item) for item in sorted(value, key=repr)]),
@@ -147,16 +148,16 @@ WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
 
 
 def pairs(content: Any) -> dict[Any, Any]:
-    """The dict whose items were written as a list."""
+    """Return the dict whose items were written as a list of pairs."""
     return {_value(key): _value(item) for key, item in content}
 
 
 def each(content: Any) -> list[Any]:
-    """The values of a list."""
+    """Return the values of a list."""
     return [_value(item) for item in content]
 
 
-#: By tag, what makes an instance of that content again.
+#: By tag, the function that rebuilds an instance from its content.
 READERS: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
@@ -194,13 +195,13 @@ def _value(found: Any) -> Any:
 
 
 def is_plain_array(value: Any) -> bool:
-    """Whether it is a NumPy array without objects."""
+    """Return whether a value is a NumPy array without objects."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
 
 
 def to_npy(value: Any) -> bytes:
-    """An array without objects in NumPy's format."""
+    """Return an array without objects in NumPy's ``.npy`` format."""
     import numpy as np
 
     buffer = io.BytesIO()
@@ -209,7 +210,7 @@ def to_npy(value: Any) -> bytes:
 
 
 def from_npy(data: bytes) -> Any:
-    """The array in NumPy's format."""
+    """Return the array in data of NumPy's ``.npy`` format."""
     import numpy as np
 
     return np.load(io.BytesIO(data), allow_pickle=False)

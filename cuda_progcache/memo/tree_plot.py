@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The call tree drawn with matplotlib: callers on the left, what they called to the right of them, files last."""
+"""A plot of the call tree with matplotlib: callers on the left, the calls and files they used to their right."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cuda_progcache.memo.call_tree import cache_tree_changed_files, cache_tree_n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: By state: the face of a box and its text.
+#: By state: the colours of a box and of its text.
 COLOURS = {
     "fresh": ("#1d3557", "#ffffff"),
     "stale": ("#fbbc04", "#000000"),
     "gone": ("#f1f3f5", "#000000"),
     "file": ("#e8f0fe", "#000000"),
 }
-#: Inches: a column, a row, and the longest side that matplotlib's rasterizer takes at 100 dots per inch.
+#: Inches: a column's width, a row's height, and the longest side that matplotlib can rasterize at 100 dots per inch.
 _COLUMN, _ROW, _LONGEST = 2.6, 0.55, 600.0
 
 
@@ -29,14 +29,14 @@ def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_sta
     Parameters
     ----------
     output : path-like, optional
-        Save the picture there, in the format of its suffix.
+        Save the figure to this file, in the format of its suffix.
     highlight_stale : bool
-        Whether calls with a file that changed since are in amber; otherwise their files aren't looked at.
+        Whether calls that depend on a changed file are drawn in amber; if not, the files aren't read.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Navy: saved. Amber: a file changed. Grey: the saved result is gone. Light blue: a file.
+        Navy: the result is saved. Amber: a file has changed. Grey: the saved result is gone. Light blue: a file.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_sta
         matplotlib isn't installed (extra: ``plot``).
     """
     try:
-        import matplotlib as mpl  # noqa: F401 - says by its own name that it is missing
+        import matplotlib as mpl  # noqa: F401 - if missing, the error names matplotlib itself
         from matplotlib.figure import Figure
         from matplotlib.patches import FancyBboxPatch
     except ImportError as error:
@@ -77,7 +77,7 @@ def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_sta
 
 
 def _places(nodes: Mapping[str, Any], edges: Collection[tuple[str, str]]) -> dict[str, tuple[int, int]]:
-    """Column and row of each call and file: a call stands to the right of all its callers, unless they call in turn."""
+    """Return the column and row of each call and file; a call is to the right of its callers, except in a cycle."""
     waiting = dict.fromkeys([*nodes, *(target for _, target in edges)], 0)
     below: dict[str, list[str]] = {name: [] for name in waiting}
     for source, target in edges:
@@ -86,7 +86,7 @@ def _places(nodes: Mapping[str, Any], edges: Collection[tuple[str, str]]) -> dic
     column = dict.fromkeys(waiting, 0)
     ready = [name for name, count in waiting.items() if not count]
     while waiting:
-        name = ready.pop() if ready else next(iter(waiting))  # all that are left call each other: begin somewhere
+        name = ready.pop() if ready else next(iter(waiting))  # only cycles are left: start anywhere
         if waiting.pop(name, None) is None:
             continue
         for target in below[name]:

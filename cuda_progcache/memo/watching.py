@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a closure holds that can change in this process, and whether it has changed.
+"""Watches on the parts of a closure that can change in this process.
 
-A closure is a structure of objects. As long as each place in it (a name of a module, an item of a list, an attribute)
-holds the very object that it held, and no object of another kind (an array, a table) has other content, nothing has
-changed. That is asked of each object in turn, without digesting anything that can't change in place.
+A closure is a structure of objects. It hasn't changed if each place in it (a name of a module, an item of a list, an
+attribute) holds the same object as before, and if the content of objects without such places (an array, a table) is
+the same. Each watch checks one object; nothing that can't change in place is digested again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from operator import is_
 from typing import Any, NamedTuple
 
 MISSING = object()
-#: A function's attribute, or a class's method, that gives what counts of a wrapper in place of all that it holds.
+#: A function's attribute, or a class's method, that returns the parts of a wrapper that count, instead of everything in
+#: it.
 COUNTS = "__counts__"
-#: Types whose values can't change, and hold nothing that can.
+#: Types whose values can't change and contain nothing that can change.
 ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None), type(...), type(NotImplemented)})
 
 
 class Watch(NamedTuple):
-    """What is asked about an object, and the answer at first; ``name`` is that by which code reaches the object.
+    """A question about an object, and the first answer; ``name`` is the name through which code reaches the object.
 
-    The answer is a collection, and the same while that has the very objects that it had, in their order; or it is any
-    value (``by_value``), and the same while it is equal.
+    With ``by_value``, the answer is any value, and later answers must be equal to it. Otherwise it is a collection, and
+    later answers must contain the same objects in the same order.
     """
 
     ask: Callable[[], Any]
@@ -35,7 +36,7 @@ class Watch(NamedTuple):
 
 
 def hold(watches: Iterable[Watch]) -> bool:
-    """Whether nothing has changed."""
+    """Return whether nothing has changed."""
     try:
         for ask, before, by_value, _ in watches:
             now = ask()
@@ -44,24 +45,24 @@ def hold(watches: Iterable[Watch]) -> bool:
                     return False
             elif len(now) != len(before) or not all(map(is_, now, before)):
                 return False
-    except Exception:  # noqa: BLE001 - an object's own code; what can't be looked at may have changed
+    except Exception:  # noqa: BLE001 - an object's own code; an object that can't be examined may have changed
         return False
     return True
 
 
 def changed(watches: Iterable[Watch]) -> list[str]:
-    """The names under which something has changed, each once."""
+    """Return the names through which something changed is reached, each once."""
     return list(dict.fromkeys(watch.name for watch in watches if watch.name and not hold((watch,))))
 
 
 def content(cell: types.CellType) -> Any:
-    """What a variable of a closure is bound to."""
+    """Return the object that a closure variable is bound to, or ``MISSING``."""
     try:
         return cell.cell_contents
     except ValueError:
-        return MISSING  # not filled yet
+        return MISSING  # the cell is empty
 
 
 def variables(names: Iterable[str] | None) -> dict[str, str | None]:
-    """Variables of the environment; None: all of them."""
+    """Return environment variables; all of them if ``names`` is None."""
     return dict(os.environ) if names is None else {name: os.environ.get(name) for name in names}

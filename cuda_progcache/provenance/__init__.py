@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where results came from: readers of what compiles and memoized calls recorded."""
+"""Provenance: where results came from, read from the records of compiles and memoized calls."""

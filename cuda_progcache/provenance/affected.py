@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What depends on a file: what an edit of it invalidates, before it happens."""
+"""The programs and memoized calls that depend on a file, and that an edit of the file would invalidate."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ class Affected(NamedTuple):
     key : str
         Digest of the entry, or key of the call.
     label : str
-        What people know it by.
+        Name for display: the program's title or the function's name.
     kind : {"header", "template", "tool", "source", "file", "input", "call"}
-        As what; ``input``: through a binary that was linked in; ``call``: through a program or call that it used.
+        The role of the file. ``input``: the program depends on it through a binary that was linked in. ``call``: the
+        call depends on it through a program or call that it used.
     name : str
-        The name that its record has for the file, or for the binary or call that it depends on it through.
+        The file's name in the record; for an indirect dependency, the name of the binary or call in between.
     current : bool
-        Whether what it was made with is what the file holds now: editing the file then invalidates it. False: the file
-        was edited since, or another one of this name was meant; the entry is no answer to a compile that reads this
-        file.
+        Whether the file still has the recorded content, so that editing it invalidates the program or call. If False,
+        the file was edited since, or another file of the same name was meant; a compile that reads this file doesn't
+        hit the entry.
     entry : EntryInfo or None
-        Of a program.
+        The program's entry; None for a call.
     """
 
     key: str
@@ -55,32 +56,32 @@ class Affected(NamedTuple):
 def affected(
     cache: ProgramCacheResource | None, path: str | os.PathLike[str], calls: Sequence[BaseCache] = ()
 ) -> list[Affected]:
-    """Every program whose record names a file, and every memoized call that depends on it or on such a program.
+    """Find every program whose record names a file, and every memoized call that depends on the file or the programs.
 
     Parameters
     ----------
     cache : store, optional
-        The programs, and the calls around them.
+        The store that holds the programs and the calls around them.
     path : path-like
-        A header, a template, a source or a compiler's file. It needn't be there any more.
+        A header, a template, a source or a compiler's file. The file may have been deleted.
     calls : sequence of BaseCache
-        Where else calls are recorded.
+        Other caches that record calls.
 
     Returns
     -------
     list of Affected
-        One per program or call; those that an edit would invalidate first, then programs before calls, then by name
-        and key. A memoized call doesn't look at the programs it used when its result is reused: that its result is out
-        of date is for you to know.
+        One per program or call. Those that an edit would invalidate come first; then programs come before calls; then
+        the order is by name and key. A memoized call doesn't check the programs it used before its result is reused,
+        so a stale result must be recomputed by hand.
 
     Notes
     -----
-    Records name headers relative to the directory that they were found in, so ``path`` fits a record whose name is the
-    tail of it; the digest then says whether it is that file.
+    Records name headers relative to the directory where they were found. ``path`` therefore matches a recorded name
+    that equals its last components; the digest then tells whether it is the same file.
     """
     full = os.path.abspath(os.fspath(path))
     found: dict[str, Affected] = {}
-    users: dict[str, list[Affected]] = {}  # by what they used: how they depend on a file that it depends on
+    users: dict[str, list[Affected]] = {}  # programs and calls, by the key of a program or call that they used
     recorded: list[Iterable[LazyCall | DigestedCall]] = [place.query() for place in calls]
     if cache is not None:
         _look_at_programs(cache.entries(), full, found, users)
@@ -106,7 +107,7 @@ def _order(hit: Affected) -> tuple[bool, bool, str, str]:
 def _look_at_programs(
     entries: Iterable[EntryInfo], full: str, found: dict[str, Affected], users: dict[str, list[Affected]]
 ) -> None:
-    """Find the programs whose records name a file, and note which programs they were linked from."""
+    """Find the programs whose records name a file, and note which programs were linked from which."""
     digests = _digests(full)
     for entry in entries:
         about = entry.about
@@ -124,7 +125,7 @@ def _look_at_programs(
 def _look_at_call(
     call: LazyCall | DigestedCall, real: str, found: dict[str, Affected], users: dict[str, list[Affected]]
 ) -> None:
-    """Find whether a call of a user's function read a file, and note what it used."""
+    """Find whether a memoized call read a file, and note the programs and calls that it used."""
     key = str(call.to_lookup_key())
     for child in call.links("children"):
         users.setdefault(child, []).append(Affected(key, call.name, "call", "", False))
@@ -135,13 +136,13 @@ def _look_at_call(
 
 
 def _named_files(about: CompileRecord) -> Iterator[Part]:
-    """The files that a record names; a source that was rendered is none, nor is what was linked."""
+    """Return the files that a record names; a rendered source isn't a file, and neither are linked binaries."""
     rendered = rendering_of(about) is not None
     return (part for part in parts_of(about) if part.kind != "source" or (about.name and not rendered))
 
 
 def _digests(path: str) -> set[str]:
-    """What records may call the content of a file; empty if it can't be read."""
+    """Return the digests that records may have for a file's content; empty if the file can't be read."""
     try:
         with open(path, "rb") as file:
             return {file_digest(file, "sha256").hexdigest(), toolchain.identity(path)}
@@ -155,6 +156,6 @@ def _is_tail(name: str, path: str) -> bool:
 
 
 def _is_tool(name: str, path: str) -> bool:
-    """Whether a file's name is a compiler's: ``libnvrtc.so.13`` is of ``nvrtc``."""
+    """Return whether a file's name is a compiler's: ``libnvrtc.so.13`` belongs to ``nvrtc``."""
     one, other = (each.removeprefix("lib").split(".")[0] for each in (name, os.path.basename(path)))
     return one == other

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Provenance in the formats of others: JSON, Graphviz DOT, W3C PROV-JSON, in-toto Statement with SLSA Provenance.
+"""Export of provenance graphs: JSON, Graphviz DOT, W3C PROV-JSON, in-toto Statement with SLSA Provenance.
 
 Sources of the formats:
 
@@ -7,7 +7,7 @@ Sources of the formats:
 * in-toto Attestation Framework, Statement v1 (``https://in-toto.io/Statement/v1``).
 * SLSA Provenance v1 (``https://slsa.dev/spec/v1.0/provenance``).
 
-:mod:`cuda_progcache._util.dsse` signs what is to be signed; nothing here needs a library.
+This module needs no third-party library. :mod:`cuda_progcache._util.dsse` signs statements.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from cuda_progcache.store.compile_record import CompileRecord
 
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-#: What the names in a PROV document are relative to; a package URL, since that is what identifies us.
+#: The namespace of the names in a PROV document: the package URL of this package.
 NAMESPACE = "pkg:pypi/cuda-progcache#"
 FORMAT = 1
 
 
 def to_json(graph: Graph) -> dict[str, Any]:
-    """Give a graph as a JSON object: ``format``, ``root``, ``nodes`` and ``edges``."""
+    """Return a graph as a JSON object with ``format``, ``start`` (the root's id), ``nodes`` and ``edges``."""
     return {
         "format": FORMAT,
         "start": graph.root,
@@ -54,7 +54,7 @@ _SHAPES |= {"gone": "ellipse"}
 
 
 def to_dot(graph: Graph) -> str:
-    """Give a graph in Graphviz's language; edges point at what something depends on."""
+    """Return a graph in Graphviz's DOT language; an edge points from a node to its dependency."""
     nodes = (
         (
             node.id,
@@ -67,12 +67,12 @@ def to_dot(graph: Graph) -> str:
 
 
 def short(digest: str | None) -> str:
-    """Shorten a digest for reading; its kind, as in ``build-id:``, stays."""
+    """Shorten a digest for display; its kind, as in ``build-id:``, is kept."""
     return ":".join(part[:12] for part in (digest or "").split(":"))
 
 
 def to_prov(graph: Graph) -> dict[str, Any]:
-    """Give a graph as W3C PROV-JSON: things are entities, steps are activities, the package is their agent."""
+    """Return a graph as W3C PROV-JSON: things are entities, steps are activities, the package is their agent."""
     from cuda_progcache import __version__
 
     agent = "pc:agent"
@@ -118,35 +118,35 @@ def _prov_attributes(node: Node) -> dict[str, Any]:
 
 
 def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
-    """Give an in-toto Statement v1 with SLSA Provenance v1 about a compiled program.
+    """Return an in-toto Statement v1 with SLSA Provenance v1 about a compiled program.
 
     Parameters
     ----------
     cache : store
-        Where it lies, for the binaries that it was linked from.
+        The store that holds the program and the binaries that it was linked from.
     entry : EntryInfo
         The program.
 
     Returns
     -------
     dict
-        Its subject is the SHA-256 of the binary. ``resolvedDependencies`` has the source or the binaries linked, every
-        template, header and compiler file, with digests. A compiler's file that is known by its build id alone has its
-        SHA-256 beside it where the very file is on this machine.
+        The statement. Its subject is the SHA-256 of the binary. ``resolvedDependencies`` lists the source or the linked
+        binaries, and every template, header and compiler file, with digests. A compiler's file that is recorded by its
+        build id also gets its SHA-256 if the same build is installed on this machine.
 
     Raises
     ------
     ProgCacheError
-        The entry was put there by hand, or its bytes can't be read.
+        The entry was stored by hand, or its bytes can't be read.
     """
     from cuda_progcache import __version__
 
     about = entry.about
     subject = content_digest(entry)
     if subject is None:
-        raise ProgCacheError(f"the bytes of {entry.digest[:12]} can't be read, so there is nothing to attest")
+        raise ProgCacheError(f"can't attest {entry.digest[:12]}: its bytes can't be read")
     if not about.is_compile:
-        raise ProgCacheError(f"{entry.digest[:12]} was put there by hand; how it was made is unknown")
+        raise ProgCacheError(f"can't attest {entry.digest[:12]}: it was stored by hand, and how it was made is unknown")
     external = {
         **{name: getattr(about, name) or None for name in ("name", "code_type", "target_type", "arch")},
         "options": about.labelled("option"),
@@ -177,7 +177,7 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
 
 
 def _dependencies(cache: ProgramCacheResource, about: CompileRecord) -> Iterator[dict[str, Any]]:
-    """What a program was made of, each thing once; of a linked one also what its parts were made of."""
+    """Return the dependencies of a program, each once; for a linked program, also the dependencies of its parts."""
     told: set[Part] = set()
     pending = [about]
     seen: set[str] = set()
@@ -200,18 +200,18 @@ def _entry(cache: ProgramCacheResource, digest: str | None) -> EntryInfo | None:
     try:
         return None if digest is None else cache.info(digest)
     except KeyError:
-        return None  # evicted since
+        return None  # evicted in the meantime
 
 
 def _resource(part: Part) -> dict[str, Any]:
-    """A ResourceDescriptor; without a digest where none is known."""
+    """Return a ResourceDescriptor, without a digest if none is known."""
     digests = {"digest": _digest_set(part.name, part.digest)} if part.digest else {}
     role = "compiler" if part.kind == "tool" else part.kind
     return {"name": part.name, **digests, "annotations": {"role": role}}
 
 
 def _digest_set(name: str, digest: str) -> dict[str, str]:
-    """An in-toto DigestSet. A build id names a build of a library, and is there as ``gnuBuildId``."""
+    """Return an in-toto DigestSet. A build id, which identifies a build of a library, becomes ``gnuBuildId``."""
     kind, colon, rest = digest.partition(":")
     if not colon:
         return {"sha256": digest}
@@ -226,12 +226,12 @@ def _digest_set(name: str, digest: str) -> dict[str, str]:
 
 @functools.cache
 def _content_of_tool(name: str, identity: str) -> str:
-    """SHA-256 of a compiler's file; LookupError if the one on this machine isn't that very build."""
+    """Return the SHA-256 of a compiler's file; raise LookupError if this machine doesn't have the same build."""
     for code_type in toolchain.LIBRARY_OF:
         try:
             tools = toolchain.toolchain(code_type, libdevice=code_type == "nvvm")
         except ToolchainError:
-            continue  # not installed here
+            continue  # not installed on this machine
         for tool in tools:
             if (tool.name, tool.identity) == (name, identity):
                 with open(tool.path, "rb") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things came from, as a graph: things, the steps that used and made them, and what depends on what."""
+"""The provenance graph: things, the steps that used and made them, and the dependencies between them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class Node:
     Attributes
     ----------
     id : str
-        Unique in its graph: the kind and the digest or name.
+        Identifier, unique in the graph: the kind, and the digest or name.
     kind : str
-        ``binary``, ``source``, ``header``, ``template``, ``tool``, ``input``, ``file``, ``value``; or a step:
-        ``render``, ``compile``, ``link``, ``analysis``, ``prewarm``, ``call``, or ``gone``: its record isn't here.
+        ``binary``, ``source``, ``header``, ``template``, ``tool``, ``input``, ``file`` or ``value``; for a step,
+        ``render``, ``compile``, ``link``, ``analysis``, ``prewarm``, ``call``, or ``gone`` if the step's record is
+        missing.
     label : str
-        What people call it.
+        Name for display.
     digest : str or None
-        Of its content: 64 hex digits are SHA-256, anything else names its kind (``build-id:...``).
+        Digest of the content: 64 hex digits are SHA-256, anything else names its kind (``build-id:...``).
     detail : mapping
-        What else is known, as JSON values.
+        Further facts, as JSON values.
     """
 
     id: str
@@ -38,17 +39,17 @@ class Node:
 
     @classmethod
     def of(cls, kind: str, name: str, label: str, digest: str | None = None, **detail: Any) -> Self:
-        """The node of a kind that ``name`` tells from others of its kind."""
+        """Return a node of a kind; ``name`` distinguishes it from others of the same kind."""
         return cls(f"{kind}:{name}", kind, label, digest, detail)
 
     @property
     def is_step(self) -> bool:
-        """Whether something happened here, rather than is."""
+        """Whether the node is a step rather than a thing."""
         return self.kind in STEPS
 
 
 class Edge(NamedTuple):
-    """``source`` depends on ``target``: it ``used`` it, was ``made by`` it, or (a step) was ``called by`` it."""
+    """A dependency of ``source`` on ``target``: it ``used`` or was ``made by`` it, or (a step) was ``called by`` it."""
 
     source: str
     target: str
@@ -57,16 +58,16 @@ class Edge(NamedTuple):
 
 @dataclass
 class Graph:
-    """Things and steps, and what depends on what.
+    """A provenance graph.
 
     Attributes
     ----------
     root : str
-        The node that was asked about; empty: none.
+        Id of the node that was asked about; empty if there is none.
     nodes : dict
-        By id, in the order in which a walk from the root meets them.
+        The nodes by id, in the order in which a walk from the root meets them.
     edges : list of Edge
-        Each once.
+        The edges, each once.
     """
 
     root: str = ""
@@ -75,12 +76,12 @@ class Graph:
     _out: dict[str, dict[Edge, None]] = field(default_factory=dict, init=False, repr=False)
 
     def add(self, node: Node) -> str:
-        """Add a node, unless there is one of its id; returns the id."""
+        """Add a node, unless the graph has one with the same id; return the id."""
         self.nodes.setdefault(node.id, node)
         return node.id
 
     def link(self, source: str, target: str | Node, relation: str) -> str:
-        """Add an edge, once, and the node that it leads to; returns that node's id."""
+        """Add an edge, unless the graph has it, and its target node; return the target's id."""
         edge = Edge(source, target if isinstance(target, str) else self.add(target), relation)
         leading = self._out.setdefault(source, {})
         if edge not in leading:
@@ -89,9 +90,9 @@ class Graph:
         return edge.target
 
     def targets(self, source: str, relation: str | None = None) -> list[Node]:
-        """What a node depends on directly, in any way or in this one."""
+        """Return the direct dependencies of a node, of any relation or of the one given."""
         return [self.nodes[edge.target] for edge in self._out.get(source, ()) if relation in {None, edge.relation}]
 
     def sources(self, target: str) -> list[Node]:
-        """What depends on a node directly."""
+        """Return the nodes that depend directly on a node."""
         return [self.nodes[edge.source] for edge in self.edges if edge.target == target]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the records of programs and calls say, and the nodes of a graph that this makes."""
+"""Conversion of the records of programs and calls to nodes of a provenance graph."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.compile_record import CompileRecord
 
-_LONGEST = 60  # characters of an argument that are shown
+_LONGEST = 60  # characters of an argument to show
 
 
 class Part(NamedTuple):
-    """A file that a program was made of, as its record names it: a header, template, compiler's file or source."""
+    """A file that a program was made from, as its record names it: a header, template, compiler's file or source."""
 
     kind: str
     name: str
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 def parts_of(about: CompileRecord) -> Iterator[Part]:
-    """The files that a program was made of: ``source``, ``template``, ``header`` and ``tool``."""
+    """Return the files that a program was made from: ``source``, ``template``, ``header`` and ``tool``."""
     if about.code_type != "link":
         yield Part("source", about.name or "source", source_digest(about))
     templates = () if about.rendered is None else about.rendered.templates
@@ -39,7 +39,7 @@ def parts_of(about: CompileRecord) -> Iterator[Part]:
 
 
 def binary_node(entry: EntryInfo) -> Node:
-    """A program."""
+    """Return the node of a program."""
     about = entry.about
     label = f"{about.title} ({about.target_type or '-'}, {about.arch or '-'})"
     detail = {"entry": entry.digest, "target_type": about.target_type or None, "arch": about.arch or None}
@@ -47,7 +47,7 @@ def binary_node(entry: EntryInfo) -> Node:
 
 
 def making_node(entry: EntryInfo) -> Node:
-    """The ``compile`` or ``link`` that made a program."""
+    """Return the node of the ``compile`` or ``link`` that made a program."""
     about = entry.about
     kind = "link" if about.code_type == "link" else "compile"
     tool = about.toolchain[0].name if about.toolchain else "?"
@@ -64,7 +64,7 @@ def making_node(entry: EntryInfo) -> Node:
 
 
 def call_node(call: DigestedCall) -> Node:
-    """A call as a step: of a memoized function, a prewarm run, or an analysis."""
+    """Return a call as a step: a call of a memoized function, a prewarm run, or an analysis."""
     kind = kind_of(call)
     about = {"key": call.to_lookup_key(), **times_of_call(call)}
     children = call.links("children")
@@ -82,7 +82,7 @@ def call_node(call: DigestedCall) -> Node:
 
 
 def content_digest(entry: EntryInfo) -> str | None:
-    """SHA-256 (hex) of an entry's bytes; None in a store without files, or where the file is gone."""
+    """Return the SHA-256 (hex) of an entry's bytes; None if the store has no files or the file can't be read."""
     if entry.path is None:
         return None
     try:
@@ -93,7 +93,7 @@ def content_digest(entry: EntryInfo) -> str | None:
 
 
 def source_digest(about: CompileRecord) -> str | None:
-    """SHA-256 (hex) of the source that a program was compiled from; None where its record doesn't say."""
+    """Return the SHA-256 (hex) of the source that a program was compiled from; None if it isn't recorded."""
     for code in about.labelled("code"):
         _, found, digest = code.rpartition("sha256:")
         return digest if found else sha256(os.fsencode(code), usedforsecurity=False).hexdigest()
@@ -101,13 +101,13 @@ def source_digest(about: CompileRecord) -> str | None:
 
 
 def times(about: CompileRecord) -> dict[str, str]:
-    """When a compile started and ended, RFC 3339 in UTC; empty where its record doesn't say."""
+    """Return when a compile started and ended, RFC 3339 in UTC; empty if that isn't recorded."""
     ended = about.created
     return {} if ended is None else {"started": _utc(ended - about.seconds), "ended": _utc(ended)}
 
 
 def times_of_call(call: DigestedCall) -> dict[str, Any]:
-    """When a call ran (RFC 3339 in UTC) and how long (seconds)."""
+    """Return when a call started and ended (RFC 3339 in UTC) and how long it took (seconds)."""
     runtime = call.runtime
     found: dict[str, Any] = {"duration": runtime.get("duration")}
     started: float | None = runtime.get("timestart")
@@ -121,12 +121,12 @@ def _utc(seconds: float) -> str:
 
 
 def callers(call: DigestedCall) -> list[Caller]:
-    """The parents of a call, with the names that its record has of them."""
+    """Return the parents of a call, with the names that its record has for them."""
     names = call.metadata.get("asked_by") or {}
     return [Caller(key, names.get(key, "")) for key in call.links("parents")]
 
 
 def abridged(value: object) -> str:
-    """A value as people read it, cut where it is long."""
+    """Return the repr of a value, truncated if it is long."""
     written = repr(value)
     return written if len(written) <= _LONGEST else f"{written[: _LONGEST - 1]}…"

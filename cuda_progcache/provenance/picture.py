@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provenance graph as an SVG picture, from five nodes to thousands.
+"""Drawing of provenance graphs, from five nodes to thousands, as SVG.
 
-Drawn in layers (Sugiyama, Tagawa and Toda, 1981): what is asked about stands on
-the right, what it came from to the left of it, a layer per step. Edges that
-pass a layer get a place in it, so none runs behind a box; those that lead to
-the same thing share it, and run as one. Files that serve the same steps, such
-as 400 headers of one compile or the files of its compiler, share a box and have
-one edge. Text keeps its size: a large graph is a large picture, to be scrolled
-or zoomed.
+The graph is drawn in layers (Sugiyama, Tagawa and Toda, 1981): the root is on
+the right, its dependencies are to the left of it, one layer per step. An edge
+that crosses a layer gets a slot in that layer, so no edge runs behind a box;
+edges to the same target share the slot and are drawn as one. Files used by the
+same steps, such as 400 headers of one compile or the files of its compiler,
+share a box and one edge. Text isn't scaled: a large graph is a large picture
+to be scrolled or zoomed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cuda_progcache.provenance.export import short
 if TYPE_CHECKING:
     from cuda_progcache.provenance.graph import Graph, Node
 
-#: Pixels. A monospaced glyph is 0.6 em wide; the rest is for fonts that are a little wider.
+#: Sizes in pixels. A monospaced glyph is 0.6 em wide (7.2); GLYPH allows for slightly wider fonts.
 FONT = 12
 GLYPH = 7.4
 LINE = 16
@@ -38,12 +38,12 @@ PAD = 8
 GAP_X = 72
 GAP_Y = 14
 MARGIN = 24
-#: Characters of a label that are shown; the whole of it is in the box's tooltip.
+#: Characters of a label to show; the tooltip of the box has the full label.
 LONGEST = 44
-#: Files from which on those that serve the same steps share a box, and that box's width over its height.
+#: More files than this that are used by the same steps share a box; the box's width over its height.
 CROWD = 8
 ASPECT = 1.5
-#: Files that such a box names; of more it counts those below each topmost directory.
+#: A box of more files than this shows only how many are below each topmost directory.
 NAMED = 60
 _SWEEPS = 8
 
@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 @dataclass(eq=False)
 class Box:
-    """What takes a place in a layer: a node, a group of nodes, or an edge passing by (without lines)."""
+    """An item in a layer: a node, a group of nodes, or (without columns) an edge that crosses the layer."""
 
     kind: str = ""
     ids: Sequence[str] = ()
@@ -80,18 +80,18 @@ class Box:
     is_root: bool = False
     layer: int = 0
     column: float = 0.0
-    """Where its layer begins, to the left of this or of a wider box."""
+    """The left end of the layer; boxes are flush right, so a narrow box begins further right."""
     x: float = 0.0
     y: float = 0.0
     width: float = 0.0
     height: float = 4.0
     left: list[Box] = field(default_factory=list)
-    """What it depends on: neighbours in the next layer to the left."""
+    """The box's dependencies: its neighbours in the next layer to the left."""
     right: list[Box] = field(default_factory=list)
 
     @property
     def middle(self) -> float:
-        """Where edges meet it, from the top."""
+        """The vertical position, from the top, where edges meet the box."""
         return self.y + self.height / 2
 
 
@@ -101,20 +101,20 @@ def to_svg(graph: Graph, title: str = "provenance") -> str:
     Parameters
     ----------
     graph : Graph
-        Of any size; cycles are drawn, too.
+        A graph of any size; it may have cycles.
     title : str
         The picture's accessible name.
 
     Returns
     -------
     str
-        A whole SVG document, its size in pixels such that text is 12 px.
+        A complete SVG document, sized in pixels so that text is 12 px.
     """
     return _write(title, *arrange(graph))
 
 
 def arrange(graph: Graph) -> tuple[list[Box], list[Route], float, float]:
-    """Give every node a place: the boxes, the edges as the boxes they run along, width and height in pixels."""
+    """Lay out a graph: return the boxes, the edges as the boxes they run through, and width and height in pixels."""
     boxes = _boxes(graph)
     edges = _edges(graph, boxes)
     unique = list(dict.fromkeys(boxes.values()))
@@ -126,7 +126,7 @@ def arrange(graph: Graph) -> tuple[list[Box], list[Route], float, float]:
 
 
 def _boxes(graph: Graph) -> dict[str, Box]:
-    """The box of each node, by id."""
+    """Return the box of each node, by the node's id."""
     used_by: dict[str, set[tuple[str, str]]] = defaultdict(set)
     has_target = {edge.source for edge in graph.edges}
     for edge in graph.edges:
@@ -146,7 +146,7 @@ def _boxes(graph: Graph) -> dict[str, Box]:
 
 
 def _listed(nodes: Sequence[Node]) -> Box:
-    """One node or a few, below each other: the name, and what is known in short."""
+    """Return a box that lists a few nodes below each other: the label and short facts of each."""
     rows = []
     for node in nodes:
         lines = [node.label, *_facts(node)]
@@ -164,7 +164,7 @@ def _facts(node: Node) -> Iterator[str]:
         yield f"{len(kernels)} kernel{'s' * (len(kernels) > 1)}" if kernels else "the whole library"
         yield ", ".join(about.get("archs") or ())
     elif node.kind == "gone":
-        yield "its record isn't here"
+        yield "record missing"
     elif node.digest:
         yield short(node.digest)
     elif about.get("gone"):
@@ -174,7 +174,7 @@ def _facts(node: Node) -> Iterator[str]:
 
 
 def _folded(nodes: Iterable[Node]) -> list[Row]:
-    """A row for each topmost directory: how many files are below it, and which, with their digests, in the tooltip."""
+    """Return a row for each topmost directory: the number of files below it; the tooltip lists them with digests."""
     below: dict[str, list[str]] = defaultdict(list)
     for node in nodes:
         top, slash, _ = node.label.lstrip("/").partition("/")
@@ -186,7 +186,7 @@ def _folded(nodes: Iterable[Node]) -> list[Row]:
 
 
 def _crowd(members: Iterable[Node]) -> Box:
-    """Names in columns, by directory; half as wide again as high, as screens are."""
+    """Return a box of many files: names in columns, by directory; half as wide again as high, like a screen."""
     nodes = sorted(members, key=lambda node: os.path.split(node.label))
     kind = nodes[0].kind
     heading = f"{len(nodes):,} {_PLURALS.get(kind, f'{kind}s')}"
@@ -216,7 +216,7 @@ def _sized(box: Box) -> Box:
 
 
 def elided(text: str) -> str:
-    """Shorten text in its middle: the end of a path says more than what lies between."""
+    """Shorten text in its middle, since the end of a path says more than its middle."""
     if len(text) <= LONGEST:
         return text
     head = LONGEST // 3
@@ -224,7 +224,7 @@ def elided(text: str) -> str:
 
 
 def text_width(text: str) -> float:
-    """Pixels that a line takes in a monospaced font."""
+    """Return the width of a line in a monospaced font, in pixels."""
     return GLYPH * sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
@@ -232,19 +232,20 @@ _BoxEdge = tuple[Box, Box, str]
 
 
 def _edges(graph: Graph, boxes: dict[str, Box]) -> list[_BoxEdge]:
-    """Edges between boxes, each once."""
+    """Return the edges between boxes, each once."""
     seen = dict.fromkeys((boxes[e.source], boxes[e.target], e.relation) for e in graph.edges)
     return [edge for edge in seen if edge[0] is not edge[1]]
 
 
 def _assign_layers(boxes: Sequence[Box], edges: Sequence[_BoxEdge]) -> set[_BoxEdge]:
-    """Number the layers from the right, a box one more than what depends on it; returns the edges that close cycles."""
+    """Number the layers from the right, each box after its dependents; return the edges that close cycles."""
     out: dict[Box, list[_BoxEdge]] = defaultdict(list)
     for edge in edges:
         out[edge[0]].append(edge)
     back: set[_BoxEdge] = set()
-    finished: list[Box] = []  # a box after all that it depends on
-    inside: dict[Box, bool] = {}  # whether the walk, without recursion since graphs may be deep, is still in a box
+    finished: list[Box] = []  # each box after its dependencies
+    # Whether the walk is still inside a box. The walk isn't recursive since graphs may be deep.
+    inside: dict[Box, bool] = {}
     for start in boxes:
         walk = [] if start in inside else [(start, iter(out[start]))]
         while walk:
@@ -267,7 +268,7 @@ def _assign_layers(boxes: Sequence[Box], edges: Sequence[_BoxEdge]) -> set[_BoxE
 
 
 def _route(boxes: Sequence[Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge]) -> tuple[list[list[Box]], list[Route]]:
-    """Layers with a place for each edge that passes through, and each edge as the boxes it runs along."""
+    """Return the layers, with a slot for each edge that crosses one, and each edge as the boxes it runs through."""
     layers: list[list[Box]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
     for box in boxes:
         layers[box.layer].append(box)
@@ -292,7 +293,7 @@ def _route(boxes: Sequence[Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge])
 
 
 def _order(layers: list[list[Box]]) -> None:
-    """Put each box where its neighbours are on average, sweeping to and fro (barycentres)."""
+    """Sort the boxes of each layer by the average position of their neighbours, in sweeps (barycentres)."""
     for sweep in range(_SWEEPS):
         rightwards = sweep % 2 == 0
         for layer in layers if rightwards else reversed(layers):
@@ -302,7 +303,10 @@ def _order(layers: list[list[Box]]) -> None:
 
 
 def _pull(box: Box, where: Callable[[Box], float], *, rightwards: bool) -> float:
-    """Where a box's neighbours on a side would have it; one that has many, such as a compiler, pulls little at each."""
+    """Return the weighted mean position of a box's neighbours on a side.
+
+    A neighbour with many neighbours of its own, such as a compiler, has little weight.
+    """
     weight = total = 0.0
     for other in box.right if rightwards else box.left:
         share = len(other.left if rightwards else other.right) ** -2
@@ -312,13 +316,13 @@ def _pull(box: Box, where: Callable[[Box], float], *, rightwards: bool) -> float
 
 
 def _place(layers: list[list[Box]]) -> tuple[float, float]:
-    """Give each box its place; returns the picture's width and height."""
+    """Set the position of each box; return the picture's width and height."""
     x = float(MARGIN)
     for layer in reversed(layers):
         width = max(box.width for box in layer)
         for box in layer:
             if not box.columns:
-                box.width = width  # an edge passing by runs straight until it is past the widest box
+                box.width = width  # an edge runs straight past the widest box
             box.column = x
             box.x = x + width - box.width  # flush right: edges to the next step are short
         x += width + GAP_X
@@ -340,11 +344,11 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
 
 
 def _settle(layer: list[Box], *, rightwards: bool) -> None:
-    """Move the boxes of a layer toward their neighbours on a side, in their order and without overlap."""
+    """Move the boxes of a layer toward their neighbours on a side; keep their order and don't let them overlap."""
     wanted = [_pull(box, attrgetter("middle"), rightwards=rightwards) - box.height / 2 for box in layer]
     _stack(layer, wanted)
     down = [box.y for box in layer]
-    # The same from below; the mean of both has the order and the gaps of both.
+    # Stack from below, too; the mean of the two keeps the order and the gaps.
     limit = math.inf
     for index in range(len(layer) - 1, -1, -1):
         box = layer[index]
@@ -378,7 +382,7 @@ def _write(title: str, boxes: Sequence[Box], routes: Sequence[Route], width: flo
 
 
 def _curves(routes: Iterable[Route]) -> Iterator[str]:
-    """Edges from box to box; where several run together, once."""
+    """Return the edges as curves from box to box; edges that run together are drawn once."""
     drawn: dict[tuple[Box, Box, str], None] = {}
     for path, relation in routes:
         drawn.update(((one, other, relation), None) for one, other in pairwise(path))
@@ -416,10 +420,10 @@ def _drawn(box: Box) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text of an element; XML has no place for controls, and a reader none for what hides."""
+    """Return text escaped for an element; control and invisible characters are shown as escapes."""
     return saxutils.escape(printable(text))
 
 
 def _quoted(text: str) -> str:
-    """An attribute's value, with its quotes."""
+    """Return text as an attribute value, with its quotes."""
     return saxutils.quoteattr(printable(text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where calls are recorded: the directories of programs, of :func:`memoize` and of :func:`cache_file`."""
+"""Directories in which calls are recorded: those of program stores, :func:`memoize` and :func:`cache_file`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def holds_programs(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory is a store's of compiled programs."""
+    """Return whether a directory holds a store of compiled programs."""
     return os.path.isdir(os.path.join(directory, "entries"))
 
 
 def memoized_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
-    """The memoized calls that a directory holds; none where it isn't there, or holds none."""
+    """Return the caches of memoized calls in a directory; none if it doesn't exist or holds none."""
     from cuda_progcache.memo.memoize import file_cache
 
     found: list[BaseCache] = []
@@ -31,12 +31,12 @@ def memoized_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
 
 
 def recorded_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
-    """The calls that a directory holds, of whatever kind.
+    """Return the caches of calls of every kind in a directory.
 
     Raises
     ------
     ProgCacheError
-        None are recorded there.
+        The directory has no recorded calls.
     """
     found = memoized_calls(directory)
     if holds_programs(directory):

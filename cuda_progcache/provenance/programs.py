@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A store of compiled programs as a cache of calls.
 
-Every entry is a call: its key is the entry's digest, its result the binary, its name the program's. Its arguments are
-``arch``, ``target_type``, ``code_type``, ``options`` (a tuple of flags), ``code`` (what the record has of the source),
-of a link ``inputs`` (the keys of the programs linked), of a part of a linked kernel ``part_of`` (its name) and, of a
-kernel of a library, ``kernel`` and the kernel's parameters by name. Its metadata holds ``runtime``, ``links`` (keys of
-its parents and children), ``entry`` (``size``, ``checksum``) and ``record``: the whole record as it was published, so
-that a call that is transferred into another store is published there under the same key with the same record.
+Every entry is a call: its key is the entry's digest, its result is the binary, and its name is the program's. Its
+arguments are ``arch``, ``target_type``, ``code_type``, ``options`` (a tuple of flags) and ``code`` (the source, as
+recorded). A link also has ``inputs`` (the keys of the linked programs), a part of a linked kernel has ``part_of`` (the
+kernel's name), and a kernel of a library has ``kernel`` and the kernel's parameters by name. The metadata holds
+``runtime``, ``links`` (keys of parents and children), ``entry`` (``size``, ``checksum``) and ``record``: the whole
+record as it was published. A call transferred into another store is published there with the same key and record.
 
-Beside them are the calls that made no program (:mod:`~cuda_progcache.provenance.steps`), and others
-whose result is small enough to lie in their record.
+The cache also has the calls that made no program (:mod:`~cuda_progcache.provenance.steps`), and calls whose result is
+small enough to be kept in their record.
 
 >>> from cuda_progcache import InMemoryProgramCache
 >>> from cuda_progcache.provenance.programs import program_cache
@@ -46,23 +46,23 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.call import LazyCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
-#: Binaries that wait for their records while a call is saved; more are left over from saves that failed.
+#: Binaries held until their call is saved; any beyond this number are left over from failed saves.
 _PENDING = 16
 _FIXED = ("arch", "target_type", "code_type")
 
 
 def program_cache(store: ProgramCacheResource) -> Cache:
-    """The calls that made the programs of a store.
+    """Return a cache of the calls that made the programs of a store.
 
     Parameters
     ----------
     store : store
-        One of ours: in memory, on disk, read-only, or a stack.
+        A store of this package: in memory, on disk, read-only, or a stack.
 
     Raises
     ------
     TypeError
-        It keeps no records.
+        The store keeps no records.
     """
     from cuda_progcache.store.base import ProgramCacheResource
 
@@ -79,7 +79,7 @@ class _Programs:
         self.store = store
 
     def list(self) -> Iterable[Digest]:
-        """Digests of all entries."""
+        """Return the digests of all entries."""
         return tuple(Digest(key) for key in self.store._digests(""))
 
     def _contains(self, key: Digest) -> bool:
@@ -105,7 +105,7 @@ class ProgramValueStorage(_Programs, ValueStorage):
         self._pending: dict[Digest, bytes] = {}
 
     def save(self, value: Any, key: Digest | None = None) -> Digest:
-        """Take a binary, which is published when its call is saved; SaveError for anything but bytes."""
+        """Hold a binary until its call is saved, which publishes it; raise SaveError for anything but bytes."""
         if not isinstance(value, bytes):
             raise SaveError(f"a program store keeps bytes, not a {type(value).__name__}")
         if key is None:
@@ -117,14 +117,14 @@ class ProgramValueStorage(_Programs, ValueStorage):
         return key
 
     def take(self, key: Digest) -> bytes | None:
-        """A binary that was saved and not published yet."""
+        """Remove and return a binary that was saved but isn't published yet; None if there is none."""
         with self._lock:
             return self._pending.pop(key, None)
 
     def load(self, key: Digest | str) -> bytes:
-        """The binary of an entry, checked against its record; KeyError if it isn't there, or damaged.
+        """Return the binary of an entry, checked against its record; raise KeyError if it is missing or corrupt.
 
-        Entries in files are read without the store, so that looking at them counts as no hit.
+        Entries in files are read without the store, so that reading them doesn't count as a hit.
         """
         info = self.store.info(self._normalize_key(key))
         if info.path is not None:
@@ -142,7 +142,7 @@ class ProgramValueStorage(_Programs, ValueStorage):
 
 
 class ProgramCallStorage(_Programs, CallStorage):
-    """The records of a store as calls; ``steps`` are those that made no program, ``values`` takes what is saved."""
+    """The records of a store as calls; ``steps`` has the calls that made no program, ``values`` the binaries."""
 
     inline_limit = 1024
 
@@ -152,14 +152,14 @@ class ProgramCallStorage(_Programs, CallStorage):
         super().__init__(store)
         self.values = values
         self.steps = Steps(store)
-        # A stack's path is one of its levels'; what the others have isn't under it.
+        # A stack's path is that of one of its levels; the other levels' entries aren't under it.
         path = None if isinstance(store, ProgramCacheStack) else getattr(store, "path", None)
         self._records, self._entries = (os.path.join(path or "", name) for name in ("records", "entries"))
         indexed = path is not None and os.path.isdir(self._records)
         self.index = Index(self, f"{path}/calls.sqlite") if indexed else None
 
     def list(self) -> Iterable[Digest]:
-        """Digests of all entries, and keys of the other calls."""
+        """Return the digests of all entries, and the keys of the other calls."""
         return (*super().list(), *self.steps.all())
 
     def _contains(self, key: Digest) -> bool:
@@ -173,9 +173,9 @@ class ProgramCallStorage(_Programs, CallStorage):
         return sorted({*super()._prefix_candidates(prefix), *self.steps.with_prefix(prefix.lower())})[:2]
 
     def save(self, call: DigestedCall) -> Digest:
-        """Publish a program that came out of another store, or keep a call with a small result; SaveError for others.
+        """Publish a program from another store, or keep a call with a small result; raise SaveError for other calls.
 
-        A store that drops a program has warned why.
+        A store that drops a program warns why.
         """
         key = call.to_lookup_key()
         data = self.values.take(call.result) if call.result is not None else None
@@ -193,7 +193,7 @@ class ProgramCallStorage(_Programs, CallStorage):
         return key
 
     def load(self, key: Digest | str) -> DigestedCall:
-        """The call that made an entry, or another one; KeyError if there is none."""
+        """Return the call with a key, whether or not it made a program; raise KeyError if there is none."""
         full = self._normalize_key(key)
         try:
             return call_that_made(self.store.info(full))
@@ -201,11 +201,11 @@ class ProgramCallStorage(_Programs, CallStorage):
             return self.steps.load(full)
 
     def inline(self, value: Any) -> bytes | None:
-        """What is small as JSON; binaries aren't."""
+        """Return a small value as JSON, or None; binaries are never inlined."""
         return None if isinstance(value, bytes) else super().inline(value)
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
-        """Calls that fit a pattern: through an index where the store lies in files."""
+        """Yield the calls that match a pattern; an index is used if the store is in files."""
         matches = template.matcher()
         if self.index is not None:
             yield from self.index.query(template)
@@ -214,20 +214,20 @@ class ProgramCallStorage(_Programs, CallStorage):
         yield from filter(matches, map(call_that_made, self.store.entries()))
         yield from filter(matches, self.steps.calls())
 
-    # What the index reads: the records of programs, by shard, and those of the steps, whose shards are ``steps/..``.
+    # For the index: the records of programs by shard, and those of the steps, whose shards are named ``steps/..``.
 
     def shards(self) -> dict[str, int]:
-        """Shards, with a number that moves when an entry or a record comes or goes."""
+        """Return the shards, each with a number that changes when an entry or a record is added or removed."""
         found = {}
         for name in _names(self._records):
-            # A program that comes moves its records' time first, its entries' second; one that goes, the other way
-            # round: of two changes at least one moves the later of both.
+            # Adding a program changes the mtime of records/ first and of entries/ second; removing one does so in
+            # the reverse order. Of two changes, at least one therefore moves the later of the two times.
             with contextlib.suppress(OSError):
                 found[name] = max(os.stat(f"{tree}/{name}").st_mtime_ns for tree in (self._records, self._entries))
         return found | {f"steps/{name}": mtime for name, mtime in self.steps.shards().items()}
 
     def scan(self, shard: str) -> dict[Digest, Signature]:
-        """Entries of a shard that have a record, or its steps, as they are now."""
+        """Return the current signatures of the records in a shard: of its entries, or of its steps."""
         if shard.startswith("steps/"):
             return self.steps.scan(shard.removeprefix("steps/"))
         present = set(_names(f"{self._entries}/{shard}"))
@@ -241,7 +241,7 @@ class ProgramCallStorage(_Programs, CallStorage):
     settled = staticmethod(FileTree.settled)
 
     def record(self, key: Digest) -> bytes | None:
-        """A call as the JSON of a record of calls."""
+        """Return a call in the JSON format of call records; None if there is none."""
         try:
             return records.encode(call_that_made(self.store.info(key)), key)
         except KeyError:
@@ -253,7 +253,7 @@ class ProgramCallStorage(_Programs, CallStorage):
 
 
 def call_that_made(info: EntryInfo) -> DigestedCall:
-    """The call that made an entry."""
+    """Return the call that made an entry."""
     about = info.about
     arguments: dict[str, Any] = {name: value for name in _FIXED if (value := getattr(about, name))}
     if about.is_compile:
@@ -283,7 +283,7 @@ def call_that_made(info: EntryInfo) -> DigestedCall:
 
 
 def _seconds(made: float | None, default: float) -> float:
-    """When a record says that it was made; whole seconds there, so what the store says where that fits."""
+    """Return when an entry was made: the store's time if it agrees with the record, which has whole seconds."""
     return default if made is None or made <= default < made + 1 else made
 
 
@@ -303,7 +303,7 @@ def _names(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ProgramCalls(Cache):
-    """What :func:`program_cache` makes."""
+    """The cache returned by :func:`program_cache`."""
 
     calls: ProgramCallStorage
 
@@ -313,11 +313,11 @@ class ProgramCalls(Cache):
         with self._operation_context(call.to_lookup_key()):
             new = overwrite or not self.contains(call.to_lookup_key())
             if new:
-                self.calls.save(call.detach())  # as it is recorded: nothing of it lies elsewhere
+                self.calls.save(call.detach())  # the record is complete: no value is stored separately
             return new
 
     def gc(self) -> set[Digest]:
-        """Remove renderings, analyses and prewarm runs of which no program is left; returns their keys."""
+        """Remove renderings, analyses and prewarm runs whose programs are all gone; return their keys."""
         programs: set[str] = set()
         needed: set[str] = set()
         steps: dict[Digest, list[str]] = {}

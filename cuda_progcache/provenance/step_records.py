@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where calls lie that belong to a store of programs and made none of them (:mod:`cuda_progcache.provenance.steps`).
+"""Storage of the calls that belong to a program store but made no program (:mod:`cuda_progcache.provenance.steps`).
 
-Of a store on disk they are files below ``steps/`` in its directory, beside ``records/``, in the format of every call;
-those of all its levels and layers are found. Of a store in memory they are in this process's memory.
+A store on disk keeps them as files below ``steps/`` in its directory, beside ``records/``, in the usual format of call
+records; the steps of all its levels and layers are found. For a store in memory, they are in the process's memory.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: Calls that a shard may hold, of 256, or a store in memory; the oldest go first. Programs don't need them: their own
-#: records say what they were made of.
+#: The most calls that one of the 256 shards, or a store in memory, may hold; the oldest are evicted first. Programs
+#: don't need them: their own records say what they were made from.
 MOST = 128
 MOST_IN_MEMORY = 4096
 
@@ -38,19 +38,19 @@ _in_memory: WeakKeyDictionary[ProgramCacheResource, dict[Digest, bytes]] = WeakK
 
 
 class Steps:
-    """The calls beside a store's programs; ``counters`` says what went wrong here: ``corrupt``, ``dropped``."""
+    """The calls beside a store's programs; ``counters`` counts failures: ``corrupt`` and ``dropped``."""
 
     def __init__(self, store: ProgramCacheResource) -> None:
         place = getattr(store, "path", None)
         roots = dict.fromkeys(map(str, [*([] if place is None else [place]), *store.roots]))
         self._memory = _in_memory.setdefault(store, {})
         self._trees = [FileTree(os.path.join(root, "steps"), ".json") for root in roots]
-        #: The one that is written; the others are only read.
+        #: The tree that is written; the others are only read.
         self._own = None if place is None else self._trees[0]
         self.counters: Counter[str] = Counter()
 
     def save(self, call: DigestedCall) -> Digest:
-        """Keep a call; where the directory can't be written, in memory."""
+        """Save a call; keep it in memory if the directory can't be written."""
         key = call.to_lookup_key()
         body = records.encode(call, key)
         if self._own is not None:
@@ -71,14 +71,14 @@ class Steps:
 
     @staticmethod
     def _trim(tree: FileTree, shard: str) -> None:
-        """Keep a shard small, however many programs come and go."""
+        """Evict the oldest calls of a shard that has too many."""
         if len(tree.keys_of(shard)) > MOST:
             by_age = sorted(tree.scan(shard).items(), key=lambda item: item[1].mtime_ns)
             for key, _ in by_age[: len(by_age) - MOST * 3 // 4]:
                 files.unlink_quietly(tree.path(key))
 
     def record(self, key: str) -> bytes | None:
-        """The JSON of a call's record; None where there is none, or it is damaged."""
+        """Return the JSON of a call's record; None if there is none or it is corrupt."""
         body = self._memory.get(Digest(key))
         if body is not None:
             return body
@@ -94,46 +94,46 @@ class Steps:
         return None
 
     def load(self, key: str) -> DigestedCall:
-        """A call; KeyError where there is none."""
+        """Return a call; raise KeyError if there is none."""
         body = self.record(key)
         if body is None:
             raise KeyError(key)
         return records.decode(body)
 
     def contains(self, key: str) -> bool:
-        """Whether there is a call."""
+        """Return whether there is a call with this key."""
         return key in self._memory or any(tree.contains(key) for tree in self._trees)
 
     def remove(self, key: Digest) -> bool:
-        """Remove a call, where that can be done; False if there was none."""
+        """Remove a call from memory and the writable directory; return whether there was one."""
         with _lock:
             found = self._memory.pop(key, None) is not None
         return found | (self._own is not None and self._own.remove(key))
 
     def all(self) -> Iterable[Digest]:
-        """Every key."""
+        """Return the keys of all calls."""
         return {*tuple(self._memory), *itertools.chain.from_iterable(tree.keys() for tree in self._trees)}
 
     def with_prefix(self, prefix: str) -> list[Digest]:
-        """Keys with a prefix of 2 characters at least; of each place two at most."""
+        """Return keys with a prefix of at least 2 characters; at most two from each directory."""
         here = [key for key in tuple(self._memory) if key.startswith(prefix)]
         return [*here, *(key for tree in self._trees for key in tree.with_prefix(prefix))]
 
     def calls(self) -> Iterator[DigestedCall]:
-        """Every call that can be read."""
+        """Yield every call that can be read."""
         bodies = map(self.record, self.all())
         return (records.decode(body) for body in bodies if body is not None)
 
     def in_memory(self) -> list[DigestedCall]:
-        """The calls that are in memory alone."""
+        """Return the calls that are in memory only."""
         return [records.decode(body) for body in tuple(self._memory.values())]
 
-    # What the index of a store in one directory reads
+    # For the index of a store in one directory
 
     def shards(self) -> dict[str, int]:
-        """Shard directories and their mtimes (ns)."""
+        """Return the shard directories and their mtimes (ns)."""
         return self._trees[0].shards()
 
     def scan(self, shard: str) -> dict[Digest, Signature]:
-        """Records of a shard as they are now."""
+        """Return the current signatures of the records in a shard."""
         return self._trees[0].scan(shard)

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls around a compile that make no program: rendering its source, analysing its binary, prewarming a library.
 
-They are recorded beside the programs, in the format of every call, when the work is really done; a hit writes none.
-What led to a call is its parent, what a call asked for is its child:
+They are recorded beside the programs, in the usual format of call records, when the work is actually done; a hit
+records nothing. A call's parents are the calls that led to it; its children are the calls that it asked for:
 
 ============== ================================================= ======================== =========================
 call           arguments                                         parents                  children
 ============== ================================================= ======================== =========================
-render         template, module (of a part), parameters, files   who asked
-(a compile)    see :mod:`~cuda_progcache.provenance.programs`  its rendering, who asked
-(a link)       the same, and inputs                              its rendering, who asked the programs linked
-resource_usage program                                           its compile, who asked
-sass           program                                           its compile, who asked
-prewarm        manifest, archs, kernels                          who asked                the programs asked for
+render         template, module (of a part), parameters, files   the caller
+(a compile)    see :mod:`~cuda_progcache.provenance.programs`  its rendering, the caller
+(a link)       the same, and inputs                              its rendering, the caller the programs linked
+resource_usage program                                           its compile, the caller
+sass           program                                           its compile, the caller
+prewarm        manifest, archs, kernels                          the caller               the programs asked for
 ============== ================================================= ======================== =========================
 
-A compile's record holds what its rendering was given, so the key of the rendering follows from it (:func:`render_key`)
-and the walk goes on where the rendering's own record is gone. A prewarm of the same manifest, kernels and architectures
-is the same call: its record is that of the last run that did something.
+The record of a compile holds the arguments of its rendering, so the rendering's key can be computed from it
+(:func:`render_key`), and the rendering is known even if its own record is gone. Prewarm runs of the same manifest,
+kernels and architectures are the same call; its record is that of the last run that compiled or changed something.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ RENDER = ("render", "cuda_progcache.templates")
 PREWARM = ("prewarm", "cuda_progcache.service")
 RESOURCE_USAGE = ("resource_usage", "cuda_progcache.inspect")
 SASS = ("sass", "cuda_progcache.inspect")
-#: What is recorded here, by name and module.
+#: The kinds of call defined in this module, by name and module.
 KINDS = frozenset({RENDER, PREWARM, RESOURCE_USAGE, SASS})
 
 
 def kind_of(call: Any) -> str | None:
-    """Which of these calls it is: ``"render"``, ``"prewarm"``, ``"resource_usage"``, ``"sass"``; None: another one."""
+    """Return the kind of a call: ``"render"``, ``"prewarm"``, ``"resource_usage"`` or ``"sass"``; None if another."""
     return call.name if (call.name, call.module) in KINDS else None
 
 
 def render_arguments(kernel: Kernel) -> dict[str, Any]:
-    """Arguments of a rendering, from what the record of its compile has as ``kernel`` or ``part_of``."""
+    """Return the arguments of a rendering, from ``kernel`` or ``part_of`` in the record of its compile."""
     found = {"template": kernel.name, "parameters": dict(kernel.parameters), "files": dict(kernel.templates)}
     return found if kernel.module is None else {**found, "module": kernel.module}
 
 
 def render_key(kernel: Kernel) -> Digest:
-    """The key of a rendering, from what the record of its compile has of it."""
+    """Return the key of a rendering, from ``kernel`` or ``part_of`` in the record of its compile."""
     return _key(RENDER, render_arguments(kernel))
 
 
@@ -71,12 +71,12 @@ def _key(kind: tuple[str, str], arguments: dict[str, Any]) -> Digest:
 
 
 def rendering_of(about: CompileRecord) -> Kernel | None:
-    """What the record of a compile has of the rendering of its source; None: it wasn't rendered, or is a link."""
-    return None if about.code_type == "link" else about.rendered  # of a link, the parts were rendered
+    """Return what a compile's record says about the rendering of its source; None if not rendered, or for a link."""
+    return None if about.code_type == "link" else about.rendered  # the parts of a link were rendered
 
 
 def links_of(about: CompileRecord) -> dict[str, list[str]]:
-    """Parents and children of the call that made a program, from its record; without those there are none of."""
+    """Return the parents and children of the call that made a program, from its record; empty lists are left out."""
     rendering = rendering_of(about)
     parents = [] if rendering is None else [str(render_key(rendering))]
     parents += [caller.key for caller in about.parents]
@@ -85,7 +85,7 @@ def links_of(about: CompileRecord) -> dict[str, list[str]]:
 
 
 def inlined(values: Mapping[str, Any]) -> tuple[dict[str, Digest], dict[Digest, bytes]]:
-    """Digests of arguments by name, and the arguments as they lie in a record by digest."""
+    """Return the digests of arguments by name, and the arguments in a record's encoding by digest."""
     digests = {name: digest(value) for name, value in values.items()}
     return digests, {digests[name]: encode_json(value) for name, value in values.items()}
 
@@ -94,11 +94,11 @@ def call_as_recorded(
     kind: tuple[str, str], arguments: Mapping[str, Any], result: Any, started: float, seconds: float, *,
     parents: Sequence[str] = (), children: Iterable[str] = (), about: Mapping[str, Any] | None = None,
 ) -> DigestedCall:  # fmt: skip
-    """A call as it is recorded.
+    """Return a call in the form in which it is recorded.
 
-    ``arguments`` and ``result`` are JSON values and lie in the record; a result of None isn't kept, since it can be had
-    again. ``started`` is in seconds since the epoch. Whoever runs here is a parent, too. ``about`` is metadata under
-    the call's name.
+    ``arguments`` and ``result`` are JSON values, kept in the record; a result of None isn't kept, since it can be
+    computed again. ``started`` is in seconds since the epoch. The call that is running is added to ``parents``.
+    ``about`` is metadata, stored under the call's name.
     """
     digests, inline = inlined(arguments)
     results, kept = inlined({} if result is None else {"result": result})
@@ -116,7 +116,7 @@ def call_as_recorded(
 
 
 def _record(steps: Steps, *call: Any, **around: Any) -> None:
-    """Keep a :func:`call_as_recorded`; what can't be kept is counted, and costs nothing that has been made."""
+    """Save a :func:`call_as_recorded`; a call that can't be saved is counted and logged, not an error."""
     try:
         steps.save(call_as_recorded(*call, **around))
     except (SaveError, Indigestible) as error:
@@ -130,9 +130,9 @@ def _text_facts(text: str) -> dict[str, Any]:
 
 
 def record_rendering(steps: Steps, kernel: Kernel, template: str, source: str, started: float, seconds: float) -> None:
-    """Record that a template file was rendered, unless it is there, with the SHA-256 of the source that it gave.
+    """Record the rendering of a template, with the SHA-256 of the resulting source, unless it is already recorded.
 
-    ``kernel`` is what the record of the compile has of it.
+    ``kernel`` is the description of the rendering in the record of the compile.
     """
     if not steps.contains(render_key(kernel)):
         about = {"template": template, "lines": source.count("\n"), **_text_facts(source)}
@@ -140,9 +140,10 @@ def record_rendering(steps: Steps, kernel: Kernel, template: str, source: str, s
 
 
 def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
-    """Analyse a program and record that, unless it is recorded: what it gives follows from the program alone.
+    """Analyse a program; record the analysis unless it is already recorded. Return its result.
 
-    ``kind`` is :data:`RESOURCE_USAGE` or :data:`SASS`, ``program`` the digest of an entry.
+    ``kind`` is :data:`RESOURCE_USAGE` or :data:`SASS`, ``program`` the digest of an entry. The result depends on the
+    program alone.
     """
     started, clock = time.time(), time.perf_counter()
     result = analyse()
@@ -150,7 +151,7 @@ def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: 
     arguments = {"program": program}
     key = _key(kind, arguments)
     if not steps.contains(key):
-        # A listing is many times its binary.
+        # A listing isn't kept: it is many times as large as its binary.
         kept, about = (None, _text_facts(result)) if isinstance(result, str) else (result, None)
         _record(steps, kind, arguments, kept, started, seconds, parents=[program], about=about)
     note_child(key)
@@ -158,9 +159,9 @@ def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: 
 
 
 class PrewarmRun:
-    """A prewarm run: what it compiles names it as a parent, and its record, written at its end, what it asked for.
+    """A prewarm run. The programs it compiles name it as a parent; its own record, written at its end, names them.
 
-    ``manifest`` is the SHA-256 (hex) of the library's manifest; no ``kernels`` means all.
+    ``manifest`` is the SHA-256 (hex) of the library's manifest. Empty ``kernels`` means all kernels.
     """
 
     def __init__(self, manifest: str, archs: Sequence[str], kernels: Sequence[str]) -> None:
@@ -168,20 +169,20 @@ class PrewarmRun:
         self.key = _key(PREWARM, self._arguments)
 
     def running(self) -> run:
-        """Let what is compiled in this block be asked for by it."""
+        """Return a context manager; programs compiled in its block have this run as a parent."""
         return run(self.key, PREWARM[0])
 
     def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> bool:
-        """Record it, unless it found all that an earlier run like it has recorded; returns whether it is recorded.
+        """Record the run, unless it only found the programs that an equal run recorded; return whether it is recorded.
 
-        ``report`` has its counts and sums, ``seconds`` among them; ``programs`` are digests of the entries that it
-        found or compiled.
+        ``report`` has the run's counts and sums, including ``seconds``; ``programs`` are the digests of the entries
+        that the run found or compiled.
         """
         children = list(dict.fromkeys(programs))
         found_all = not report["compiled"] and not report["failed"]
         if not (found_all and children == self._recorded_children(steps)):
             _record(steps, PREWARM, self._arguments, dict(report), started, report["seconds"], children=children)
-        return self._recorded_children(steps) is not None  # not where the cache is only read, or can't be written
+        return self._recorded_children(steps) is not None  # None if the record couldn't be saved
 
     def _recorded_children(self, steps: Steps) -> list[str] | None:
         try:

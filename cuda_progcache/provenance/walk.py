@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a result came from, and what came of it.
+"""The walk from a result to everything it came from, and one step on to what was made from it.
 
-The walk is read from the records beside the results, so it says what was, not what a compile of today would read:
+The walk reads the records beside the results, so it tells what happened, not what a compile would read now. It leads:
 
 * from a program to the compile or link that made it, the source, the rendering that gave the source, its parameters and
   templates, every header and compiler file with its digest, and the prewarm run or memoized call that asked for it;
-* from a rendering, an analysis, a prewarm run or a memoized call to the same, as far as it is concerned;
-* and one step the other way: to what was made of it.
+* from a rendering, an analysis, a prewarm run or a memoized call to the same things, as far as they apply;
+* one step in the other direction, to what was made from the result.
 
-What is recorded elsewhere, or was evicted, is in the graph as a node of the kind ``gone``, or as an ``input`` that is.
-:mod:`cuda_progcache.provenance.export` writes graphs down in the formats of others.
+A call or program that was evicted, or is recorded elsewhere, appears in the graph as a node of kind ``gone``, or as an
+``input`` with ``gone`` in its detail. :mod:`cuda_progcache.provenance.export` converts graphs to other formats.
 """
 
 from __future__ import annotations
@@ -41,41 +41,42 @@ if TYPE_CHECKING:
 def walk(
     key: str, store: ProgramCacheResource | None = None, calls: Sequence[BaseCache] = (), *, whole: bool = False
 ) -> Graph:
-    """Walk from a result to all it came from, and a step on to what was made of it.
+    """Walk from a result to everything it came from, and one step on to what was made from it.
 
     Parameters
     ----------
     key : str
-        Of a program, a rendering, an analysis, a prewarm run or a memoized call; or its first digits, 4 at least.
+        Key of a program, a rendering, an analysis, a prewarm run or a memoized call, or its first 4 or more digits.
     store : store, optional
-        The programs, and the calls around them.
+        The store that holds the programs and the calls around them.
     calls : sequence of BaseCache
-        Where else calls are recorded.
+        Other caches that record calls.
     whole : bool
-        Of a prewarm run, walk on from each program that it asked for.
+        For a prewarm run, also walk from each program that it asked for.
 
     Returns
     -------
     Graph
-        Its root is the result: a binary, a source, the value of a call; of a prewarm run or an analysis, the step.
+        The graph. Its root is the result: a binary, a source or the value of a call. For a prewarm run or an analysis,
+        the root is the step.
 
     Raises
     ------
     KeyError
-        There is nothing of this key.
+        No program or call has this key.
     AmbiguousDigestError
-        There is more than one.
+        Several keys start with these digits.
     """
     return _Walk(store, calls).start(key, whole=whole)
 
 
 def resolve(key: str, places: Iterable[BaseCache]) -> str:
-    """The one key of a recorded call that has this prefix; KeyError, AmbiguousDigestError."""
+    """Return the only key of a recorded call with this prefix; raise KeyError or AmbiguousDigestError."""
     from cuda_progcache.memo.caches.cache import Cache
 
     found: set[str] = set()
     for place in places:
-        calls = place.calls if isinstance(place, Cache) else place  # and not the digests of values
+        calls = place.calls if isinstance(place, Cache) else place  # leave out the digests of values
         try:
             full = calls.expand(key)
         except KeyError:
@@ -86,11 +87,11 @@ def resolve(key: str, places: Iterable[BaseCache]) -> str:
         raise AmbiguousDigestError(key, sorted(found))
     if not found:
         raise KeyError(key)
-    return str(found.pop())  # no Digest any more, which in a query would stand for a value
+    return str(found.pop())  # a plain str: in a query, a Digest would stand for a value
 
 
 class _Walk:
-    """One walk, from one place to the next."""
+    """A walk in progress: the places it reads and the graph built so far."""
 
     def __init__(self, store: ProgramCacheResource | None, calls: Sequence[BaseCache]) -> None:
         from cuda_progcache.provenance.programs import program_cache
@@ -100,7 +101,7 @@ class _Walk:
         self.others = tuple(calls)
         self.places: tuple[BaseCache, ...] = (*(() if self.own is None else (self.own,)), *self.others)
         self.graph = Graph()
-        #: Calls from which the walk goes on to what they asked for: that they called that needn't be said, too.
+        #: Nodes of calls whose children the walk adds; a "called by" edge back to them would be redundant.
         self._asking: set[str] = set()
 
     def start(self, key: str, *, whole: bool) -> Graph:
@@ -126,7 +127,7 @@ class _Walk:
         return None
 
     def add(self, key: str, *, whole: bool = True) -> str:
-        """Add a call with all it came from, and give the node of its result."""
+        """Add a call and everything it came from; return the node of its result."""
         entry = self.entry(key)
         if entry is not None:
             return self._add_program(entry)
@@ -149,7 +150,7 @@ class _Walk:
             return known
         binary = graph.add(binary_node(entry))
         if not about.is_compile:
-            return binary  # put there by hand: nothing is known of how it was made
+            return binary  # stored by hand: how it was made is unknown
         step = graph.link(binary, making_node(entry), "made by")
         if about.code_type == "link":
             self._add_inputs(about, step)
@@ -161,7 +162,7 @@ class _Walk:
                 source = graph.link(step, Node.of(kind, digest or entry.digest, name, digest), "used")
                 if rendering is not None:
                     graph.link(source, self._add_render(rendering), "made by")
-            elif kind != "template":  # of which the rendering was made
+            elif kind != "template":  # templates belong to the rendering
                 graph.link(step, Node.of(kind, f"{name}:{digest}", name, digest), "used")
         self._add_callers(step, about.parents)
         return binary
@@ -172,13 +173,13 @@ class _Walk:
             if entry is not None:
                 self.graph.link(step, self._add_program(entry), "used")
                 continue
-            # Its entry's digest is the key's, not the content's: that went with the entry, where it isn't recorded.
+            # The digest is that of the key, not of the content, which is lost with the entry unless it is recorded.
             detail = {"entry": digest, "target_type": target, "gone": digest is not None}
             where = digest or content or f"{step}:{index}"
             self.graph.link(step, Node.of("input", where, f"{name} ({target})", content, **detail), "used")
 
     def _add_render_of_parts(self, kernel: Kernel, step: str) -> None:
-        """Of a linked kernel whose parts are gone, or don't say what they were rendered from: the link knows it."""
+        """Add the rendering of a linked kernel from the link's record, if its parts are gone or don't tell it."""
         graph = self.graph
         made = [each for part in graph.targets(step, "used") for each in graph.targets(part.id, "made by")]
         sources = [node.id for each in made for node in graph.targets(each.id, "used") if node.kind == "source"]
@@ -190,7 +191,7 @@ class _Walk:
             graph.link(source, render, "made by" if unknown else "called by")
 
     def _add_render(self, rendering: Kernel) -> str:
-        """Add a rendering from what its compile has of it, and from its own record, if that is there."""
+        """Add a rendering from the record of its compile, and from its own record if there is one."""
         key = render_key(rendering)
         if f"render:{key}" in self.graph.nodes:
             return f"render:{key}"
@@ -225,7 +226,7 @@ class _Walk:
         return source
 
     def _add_step(self, call: DigestedCall, *, whole: bool) -> str:
-        """Add a prewarm run or an analysis, and the programs that it was of."""
+        """Add a prewarm run or an analysis, and the programs it worked on."""
         step = self.graph.add(call_node(call))
         prewarm = kind_of(call) == "prewarm"
         if prewarm:
@@ -243,7 +244,7 @@ class _Walk:
         return step
 
     def _add_memoized(self, call: DigestedCall) -> str:
-        """Add a memoized call, and those that it made; without recursion, since calls may be deep."""
+        """Add a memoized call and the calls that it made; not recursive, since calls may be deeply nested."""
         result = self._add_call(call)
         pending = [call]
         while pending:
@@ -271,14 +272,14 @@ class _Walk:
         for path, file in (call.metadata.get("files") or {}).items():
             digest = file.get("digest") and f"{file.get('algo')}:{file['digest']}"
             graph.link(step, Node.of("file", f"{path}:{digest}", path, digest), "used")
-        # By its call and not by its digest: equal values of two calls have two origins.
+        # The node is named by the call, not by the value's digest: equal values of two calls have two origins.
         digest = None if call.result is None else str(call.result)
         result = graph.add(Node(f"result:{call.to_lookup_key()}", "value", f"result of {call.name}", digest))
         graph.link(result, step, "made by")
         self._add_callers(step, callers(call))
         return result
 
-    # Who asked, and what was made of it
+    # Callers, and what was made from the root
 
     def _add_callers(self, step: str, asking: Iterable[Caller]) -> None:
         graph = self.graph
@@ -295,7 +296,7 @@ class _Walk:
                 self._add_callers(graph.link(step, call_node(call), "called by"), callers(call))
 
     def _add_made_of(self, key: str, root: str) -> None:
-        """Add what came of the root: links, analyses, compiles of a source; and who else asked for it."""
+        """Add what was made from the root (links, analyses, compiles of a source) and the calls that asked for it."""
         graph = self.graph
         for call in self._users_of(key, graph.nodes[root]):
             user = call.to_lookup_key()
@@ -309,12 +310,12 @@ class _Walk:
             graph.link(step, root, "used")
 
     def _known(self, key: str) -> str | None:
-        """The node of a program or call, if it is in the graph already."""
+        """Return the node of a program or call; None if it isn't in the graph yet."""
         names = (f"{kind}:{key}" for kind in ("binary", "call", "prewarm", "analysis", "gone"))
         return next((name for name in names if name in self.graph.nodes), None)
 
     def _users_of(self, key: str, root: Node) -> Iterator[DigestedCall]:
-        """Calls that have ``key`` among their links, each place asked for those alone that can."""
+        """Yield the calls whose links have ``key``; query each place only for calls that can have it."""
         asked: list[tuple[BaseCache, dict[str, Any], str]] = []
         if self.own is not None and root.kind == "binary":
             asked += [

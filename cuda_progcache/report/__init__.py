@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache as one HTML file, to be read without network.
+"""The report: a cache as one self-contained HTML file, which can be read without a network.
 
-:mod:`.data` says what is shown, :mod:`.listings` and :mod:`.plots` add to it, and :mod:`.page` writes it.
+:mod:`.data` collects the values to show, :mod:`.listings` and :mod:`.plots` add to them, and :mod:`.page` writes the
+file.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report shows, as plain values: read off the entries of a store, their records and its counters.
+"""The data of a report, as plain values read from a store's entries, records and counters.
 
-Text of records may come from an imported bundle. :func:`visible` is what all of it passes: control characters and
-those that turn the direction of text are shown as escapes.
+Text in records may come from an imported bundle. All of it passes through :func:`visible`, which escapes control
+characters and characters that change the direction of text.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.stats import Span, Totals
 
-#: Characters of a log or of a key's component that are shown.
+#: Characters of a log or a key component to show.
 LONGEST = 4000
-#: Earlier compiles of the same name that an entry is compared with, the newest: as many as an explained miss takes.
+#: How many of the newest earlier compiles of the same name an entry is compared with; the same as for explained misses.
 _COMPARED = 4
-#: Periods that the time is cut into.
+#: The number of periods that the time axis is divided into.
 _PERIODS = 32
 
 _HOUR, _DAY = 3600.0, 86400.0
@@ -46,7 +46,7 @@ _WORDS = {
 
 
 class Kernel(NamedTuple):
-    """What one kernel of a program uses; None: unknown."""
+    """The resource usage of one kernel of a program; None if unknown."""
 
     name: str
     registers: int
@@ -67,25 +67,25 @@ class Program(NamedTuple):
     ----------
     digest, name, parameters, target, arch : str
     size : int
-        Bytes.
+        Size in bytes.
     created, last_used : float
         Seconds since the epoch.
     seconds : float or None
-        What its compile took; None where its record doesn't say.
+        The duration of the compile; None if it isn't recorded.
     why : tuple of str
-        What had changed since the nearest earlier compile of that name.
+        What had changed since the nearest earlier compile of the same name, in a few words.
     reasons : tuple of str
-        The same, a sentence per difference.
+        The same, one sentence per difference.
     kernels : tuple of Kernel
-        Of a cubin.
+        The kernels of a cubin; empty for other kinds of binary.
     components : tuple of (str, str)
-        What its key is made of.
+        Labels and values of the key's components.
     headers, toolchain : tuple of (str, str)
-        Name and digest.
+        Names and digests.
     symbols : tuple of (str, str)
-        Name expression and symbol.
+        Name expressions and symbols.
     log : str
-        What the compiler said.
+        The compiler's log.
     """
 
     digest: str
@@ -108,7 +108,7 @@ class Program(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What the programs of one kernel for one architecture took."""
+    """The total cost of the programs of one kernel for one architecture."""
 
     name: str
     arch: str
@@ -118,7 +118,7 @@ class Cost(NamedTuple):
 
 
 class Period(NamedTuple):
-    """The programs that were compiled in a while and are still here."""
+    """The programs that were compiled in one period of time and are still in the cache."""
 
     start: float
     programs: int
@@ -126,14 +126,14 @@ class Period(NamedTuple):
 
 
 class Lookups(NamedTuple):
-    """What was looked up in a while.
+    """The lookups in one period of time.
 
     Attributes
     ----------
     start : float
-        Seconds since the epoch; 0.0: all that was before the days that are kept apart.
+        Seconds since the epoch; 0.0 for everything before the days that are counted separately.
     seconds : float
-        How long it is: an hour or a day; 0.0: not known.
+        Length of the period: an hour or a day; 0.0 if unknown.
     hits, misses : int
     """
 
@@ -144,12 +144,12 @@ class Lookups(NamedTuple):
 
     @property
     def hit_rate(self) -> float:
-        """Hits among the lookups."""
+        """The fraction of lookups that were hits."""
         return self.hits / (self.hits + self.misses)
 
 
 class Header(NamedTuple):
-    """A header that programs read."""
+    """A header that programs include, with the number of its contents and of those programs."""
 
     name: str
     contents: int
@@ -158,39 +158,39 @@ class Header(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that a report shows but for the listings.
+    """Everything that a report shows except the listings.
 
     Attributes
     ----------
     root : str
         The cache's directory.
     made : float
-        When the report was made, seconds since the epoch.
+        When the report was made, in seconds since the epoch.
     programs : tuple of Program
-        The newest first.
+        The programs, newest first.
     bytes, record_bytes : int
-        Of the entries and of their records.
+        Size of the entries and of their records.
     cap : int or None
-        Bytes that the cache may take; None: no cap, or it isn't known.
+        Maximum size of the cache in bytes; None if there is no cap or it isn't known.
     seconds : float
-        What compiling the programs took.
+        Total duration of the programs' compiles.
     counted : Totals
-        Of all processes on this cache, since it was made.
+        Counters of all processes that used this cache, since it was created.
     lookups : tuple of Lookups
-        The same by the hour if they came within two days, else by the day, in order of time; whiles without any are
-        left out.
+        The lookups in order of time: per hour if they span less than two days, otherwise per day. Periods without
+        lookups are left out.
     costs : tuple of Cost
-        The costliest first.
+        The costs, highest first.
     periods : tuple of Period
-        In order of time, equally long; none where there is no program.
+        Periods of equal length, in order of time; empty if there are no programs.
     why : mapping of str to int
-        What had changed to how many programs it was compiled anew for; a program with two changes counts in both.
+        The number of programs compiled because of each kind of change; a program with two changes counts in both.
     unkept : mapping of str to int
-        Kind of reason to programs that were compiled here and can't be kept.
+        The number of programs that were compiled but can't be kept, by kind of reason.
     headers : tuple of Header
-        Those that the costliest programs read first.
+        The headers, those with the highest total compile time of their programs first.
     unreadable : int
-        Binaries whose figures can't be read.
+        The number of binaries whose kernels can't be read.
     """
 
     root: str
@@ -211,30 +211,30 @@ class Report(NamedTuple):
 
     @property
     def hit_rate(self) -> float | None:
-        """Hits among all lookups; None where there was none."""
+        """The fraction of all lookups that were hits; None if there were no lookups."""
         lookups = self.counted.hits + self.counted.misses
         return self.counted.hits / lookups if lookups else None
 
     @property
     def mean(self) -> float | None:
-        """Seconds that compiling a program took on average; None: nothing is known."""
+        """The mean duration of a compile in seconds; None if no duration is recorded."""
         known = [one.seconds for one in self.programs if one.seconds is not None]
         return sum(known) / len(known) if known else None
 
     @property
     def saved(self) -> float | None:
-        """Seconds of compiling that hits have saved, if they hit programs of average cost; None: nothing is known."""
+        """The seconds of compiling that hits saved, if each hit a program of mean cost; None if the mean is unknown."""
         return None if self.mean is None else self.counted.hits * self.mean
 
 
 def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
-    """Read what a report shows.
+    """Read the data of a report.
 
     Parameters
     ----------
     cache : FileStreamProgramCache
     cap : int, optional
-        Bytes that it may take.
+        Maximum size of the cache in bytes.
 
     Raises
     ------
@@ -279,20 +279,20 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    """A text in which every character shows, as the command line prints it.
+    """Return text with invisible and control characters escaped, as the command line prints it.
 
     Parameters
     ----------
     text : object
-        Written as ``str`` does.
+        The text; converted with ``str``.
     lines : bool
-        Whether line breaks and tabs may stay.
+        Whether to keep line breaks and tabs.
     """
     return printable(str(text)) if lines else one_line(str(text))
 
 
 def shortened(text: str, limit: int = LONGEST) -> str:
-    """The beginning of a long text, and how much more there is."""
+    """Return text truncated to a limit; a truncated text ends with the length of the whole."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
 
 
@@ -342,18 +342,18 @@ def _pairs(found: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...
 
 
 def _why(about: CompileRecord, earlier: Sequence[CompileRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What had changed since the nearest earlier compile: in a few words, and in sentences."""
+    """Return what had changed since the nearest earlier compile: in a few words, and in sentences."""
     from cuda_progcache.compile.history import differences, nearest
     from cuda_progcache.keys.explain import differing
 
     if not about.is_compile:
-        return (), ()  # put there by hand
+        return (), ()  # stored by hand
     found = nearest(about, [one for one in reversed(earlier) if one.is_compile])
     if found is None:
         return (FIRST,), ("first compile of this program",)
     sentences = differences(about, found)
     if not sentences:
-        return (AGAIN,), ("it was compiled again: its entry was evicted, removed or damaged",)
+        return (AGAIN,), ("it was compiled again: its entry was evicted, removed or corrupt",)
     words: dict[str, None] = {}
     rendered = [one.partition(" ")[0] for one in sentences if one.startswith(("parameter ", "template "))]
     words.update(dict.fromkeys(f"{one}s" for one in rendered))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machine code, PTX, source and provenance of single entries, for their pages in a report."""
+"""Listings of single entries for their pages in a report: machine code, PTX, source and provenance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.compile_record import CompileRecord
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-#: Instructions of a kernel, and lines of PTX or of a source, that are shown.
+#: The most instructions of a kernel, and lines of PTX or of a source, to show.
 LONGEST = 5000
 _WORKERS = 4
 
@@ -28,21 +28,21 @@ _WORKERS = 4
 def listings(
     cache: FileStreamProgramCache, digests: Iterable[str], library: Path | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The listings of some entries, in their order; those that are gone since are passed over.
+    """Yield the listings of entries, in the order given; entries that no longer exist are skipped.
 
     Parameters
     ----------
     cache : FileStreamProgramCache
     digests : iterable of str
     library : Path, optional
-        Where the templates of kernels are looked for.
+        The directory with the templates of kernels.
 
     Yields
     ------
     (str, dict)
-        The digest, and as JSON values: ``kernels`` (name to ``code``, a list of ``[offset, labels, text, live, file,
-        line]``, and ``lines``, the same as it is compared), ``sources`` (name to lines), ``ptx`` (lines or None),
-        ``notes`` (what isn't there, and why) and ``provenance`` (``svg`` and ``steps``) or None.
+        The digest and the listing, as JSON values: ``kernels`` (name to ``code``, a list of ``[offset, labels, text,
+        live, file, line]``, and ``lines``, the code normalised for comparison), ``sources`` (name to lines), ``ptx``
+        (lines or None), ``notes`` (what is missing, and why) and ``provenance`` (``svg`` and ``steps``, or None).
     """
 
     def made(digest: str) -> dict[str, Any] | None:
@@ -53,7 +53,7 @@ def listings(
         return _listing(cache, entry, library)
 
     wanted = list(digests)
-    with ThreadPoolExecutor(_WORKERS) as workers:  # they wait for nvdisasm
+    with ThreadPoolExecutor(_WORKERS) as workers:  # threads, since they only wait for nvdisasm
         for digest, found in zip(wanted, workers.map(made, wanted), strict=True):
             if found is not None:
                 yield digest, found
@@ -71,11 +71,11 @@ def _listing(cache: FileStreamProgramCache, entry: EntryInfo, library: Path | No
         elif about.target_type == "ptx":
             found["ptx"] = _cut(found, "PTX", data.rstrip(b"\0").decode("utf-8", "replace").splitlines())
         else:
-            found["notes"].append(f"An entry of the kind {visible(about.target_type or 'unknown')} can't be listed.")
+            found["notes"].append(f"No listing is available for a {visible(about.target_type or 'unknown')} binary.")
     except InspectError as error:
         found["notes"].append(visible(error))
     if found["ptx"] is None:
-        found["notes"].append("The PTX isn't kept: NVRTC compiles to a cubin at once. An entry of the kind ptx has it.")
+        found["notes"].append("The PTX isn't kept: this program was compiled straight to a binary. Compile it to ptx.")
     found["provenance"] = _provenance(cache, entry.digest)
     return found
 
@@ -89,11 +89,11 @@ def _add_machine_code(found: dict[str, Any], data: bytes, about: CompileRecord, 
         files.update(dict.fromkeys(one.source.file for one in code if one.source is not None))
         listed = [_instruction(one) for one in code[:LONGEST]]
         if len(code) > LONGEST:
-            found["notes"].append(f"Of {visible(symbol)} the first {LONGEST:,} of {len(code):,} instructions are here.")
+            found["notes"].append(f"{visible(symbol)}: only the first {LONGEST:,} of {len(code):,} instructions shown.")
         lines = [visible(line) for line in normalised(code)[:LONGEST]]
         found["kernels"][visible(asked.get(symbol, symbol))] = {"code": listed, "lines": lines}
     if not files:
-        found["notes"].append("No line information is in it, so no source is linked: compile with lineinfo.")
+        found["notes"].append("The binary has no line information, so no source is shown: compile with lineinfo.")
     templates = {} if about.kernel is None else dict(about.kernel.templates)
     absent = []
     for file in files:
@@ -104,8 +104,8 @@ def _add_machine_code(found: dict[str, Any], data: bytes, about: CompileRecord, 
             found["sources"][visible(file)] = _cut(found, visible(file), source)
     if absent:
         found["notes"].append(
-            f"The source of {', '.join(absent)} isn't kept in the cache; templates are shown where they lie here as "
-            "they were."
+            f"The source of {', '.join(absent)} isn't available: the cache keeps no sources, and a template is shown "
+            "only if its file is unchanged."
         )
 
 
@@ -116,7 +116,7 @@ def _instruction(one: Instruction) -> list[Any]:
 
 
 def _source(name: str, templates: Mapping[str, str], library: Path | None) -> list[str] | None:
-    """The lines of a template, if it lies in the library with the content that was compiled."""
+    """Return the lines of a template; None unless the library has it with the content that was compiled."""
     if library is None or name not in templates:
         return None
     try:
@@ -128,12 +128,12 @@ def _source(name: str, templates: Mapping[str, str], library: Path | None) -> li
 
 def _cut(found: dict[str, Any], what: str, lines: list[str]) -> list[str]:
     if len(lines) > LONGEST:
-        found["notes"].append(f"Of {what} the first {LONGEST:,} of {len(lines):,} lines are here.")
+        found["notes"].append(f"{what}: only the first {LONGEST:,} of {len(lines):,} lines shown.")
     return [visible(line, lines=True) for line in lines[:LONGEST]]
 
 
 def _provenance(cache: FileStreamProgramCache, digest: str) -> dict[str, Any] | None:
-    """The graph of what an entry came from: a picture, and each dependency in words."""
+    """Return the provenance graph of an entry: a picture, and each dependency in words."""
     from cuda_progcache.provenance.picture import to_svg
     from cuda_progcache.provenance.walk import walk
 

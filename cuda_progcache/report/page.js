@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The views of a report. Whatever comes from the cache goes into the page as text, never as markup.
+// The views of a report. Data from the cache is inserted into the page as text, never as markup.
 "use strict";
 (async () => {
 const PAGE = 50, LONGEST_DIFF = 2500;
 const $ = (id) => document.getElementById(id);
 
-// An element with attributes and children; text stays text.
+// Create an element with attributes and children; strings become text nodes.
 function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -51,7 +51,7 @@ for (const one of programs) {
     .join(" ").toLowerCase();
 }
 
-// Units, as the command line has them.
+// Format values with the same units as the command line.
 const count = (number) => number.toLocaleString("en");
 function size(bytes) {
   for (const unit of ["B", "kB", "MB", "GB"]) {
@@ -74,7 +74,7 @@ const figure = (number) => number === null ? "–" : count(number);
 const spilled = (k) => k.stores === null || k.loads === null ? "–" : k.stores + k.loads ? `${k.stores}+${k.loads}` : "0";
 const say = (message) => { $("status").textContent = message; };
 
-// A table that is searched, sorted and shown a page at a time.
+// A table that can be searched and sorted, shown one page at a time.
 function paged({ rows, matches, draw, body, pager, counter, noun, search }) {
   let shown = rows, page = 0;
   function render() {
@@ -136,7 +136,7 @@ function sortBy(column, down) {
   const value = columns[column][1];
   inTable.sort((a, b) => {
     const x = value(a), y = value(b);
-    if (x === null || y === null) return (x === null) - (y === null);  // the unknown comes last, either way
+    if (x === null || y === null) return (x === null) - (y === null);  // unknown values come last in either order
     const found = typeof x === "number" ? x - y : order.compare(x, y);
     return (down ? -found : found) || a.at - b.at;
   });
@@ -155,7 +155,7 @@ sortBy(10, false);
 // Variants by architecture
 const archs = [...new Set(programs.filter((p) => p.kernels.length).map((p) => p.arch))].sort(order.compare);
 const variants = new Map();
-for (const p of [...programs].reverse()) {  // the newest stands
+for (const p of [...programs].reverse()) {  // the newest wins
   for (const k of p.kernels) {
     const key = `${p.name}\n${p.parameters}\n${k.name}`;
     if (!variants.has(key)) variants.set(key, { p, k, cells: new Map(), sought: key.toLowerCase() });
@@ -211,7 +211,7 @@ async function record(p) {
   return found;
 }
 
-// A pane of lines. Arrow keys move through it; a line marks those of the other panes with the same place.
+// A pane of lines. Arrow keys move the selection, which also marks the lines of the other panes with the same place.
 let panes = [];
 function pane(title, lines) {
   const id = `pane-${panes.length}`;
@@ -272,14 +272,14 @@ function listing(found) {
       { at: offset.toString(16).padStart(5, "0"), live: live === null ? "" : String(live), shown,
         place: file === null ? null : `${file}:${line}` },
     ])));
-  const hint = kernels.length && sources.length ? "Choose a line, by a click or with the arrow keys, to mark what belongs to it." : null;
+  const hint = kernels.length && sources.length ? "Select a line, by a click or with the arrow keys, to mark the lines that belong to it." : null;
   return [el("h3", {}, "Source, PTX and SASS"), hint && el("p", { class: "faint" }, hint),
     ...found.notes.map((note) => el("p", { class: "note" }, bdi(note))), el("div", { class: "panes" }, ...[left, middle, right].filter((one) => one.length).map((one) =>
       el("div", { class: one.length > 1 ? "several" : null }, ...one)))];
 }
 function provenance(found) {
   if (!found) return [];
-  const picture = el("img", { alt: "Provenance graph; the list below has what it shows.",
+  const picture = el("img", { alt: "Provenance graph; the list below has the same content.",
     src: `data:image/svg+xml;base64,${btoa(String.fromCharCode(...new TextEncoder().encode(found.svg)))}` });
   return [el("h3", {}, "Provenance"), el("div", { class: "picture", tabindex: "0", role: "region", "aria-label": "Provenance graph" }, picture),
     folded("What it came from", found.steps)];
@@ -304,13 +304,13 @@ async function showEntry(digest) {
     ...(kept.log.trim() ? [el("h3", {}, "Compiler log"), el("pre", {}, bdi(kept.log))] : []),
     folded("Key", kept.components), folded("Headers", kept.headers), folded("Toolchain", kept.toolchain), folded("Symbols", kept.symbols),
     ...(found ? [...listing(found), ...provenance(found.provenance)] : [el("h3", {}, "Source, PTX and SASS"),
-      el("p", { class: "note" }, "The listings of this program aren't in the report, which has those of ", count(listed.size), " programs (--listings). ",
+      el("p", { class: "note" }, "The listings of this program aren't in the report, which has those of ", count(listed.size), " programs (see --listings). ",
         "Print them with ", el("code", {}, `cuda-progcache sass --source ${p.digest.slice(0, 12)}`), ", and what it came from with ",
         el("code", {}, `cuda-progcache provenance ${p.digest.slice(0, 12)}`), ".")]),
   ]];
 }
 
-// What differs between two: Myers' greedy algorithm (1986), given up beyond so many differences.
+// Compute the differences between two lists of lines: Myers' greedy algorithm (1986), which gives up if there are too many.
 function differences(a, b) {
   let start = 0, endA = a.length, endB = b.length;
   while (start < endA && start < endB && a[start] === b[start]) start++;
@@ -411,7 +411,7 @@ async function showDiff(digests) {
   return ["Comparison", shown];
 }
 
-// Views, by the address
+// Views, selected by the fragment of the address
 const views = ["overview", "programs", "variants", "entry", "diff"];
 let first = true;
 async function route() {

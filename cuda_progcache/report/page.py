@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report as one HTML file: a template, its CSS and JavaScript, and the data in compressed chunks.
 
-The file loads nothing: its content security policy allows its own script, by digest, and pictures that are in it. Rows
-of the table and the pages of entries are JSON, compressed with gzip and written in base64, so nothing that comes from a
-cache stands in the file as it is but for the escaped text of the summary. A chunk is unpacked when it is looked at.
+The file loads nothing: its content security policy allows only its own script, by digest, and embedded pictures. The
+rows of the table and the pages of entries are JSON, compressed with gzip and encoded in base64; only the summary shows
+text from the cache directly, escaped. A chunk is decompressed when it is first needed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from cuda_progcache.report.data import Program, Report
     from cuda_progcache.report.plots import Plot
 
-#: Programs whose records are in one chunk.
+#: The number of programs per chunk of records.
 CHUNK = 200
-#: Bytes that the listings of all entries may take in the file; those that come later are left out.
+#: The most bytes that all listings may take in the file; a listing that no longer fits is left out.
 LISTINGS_LIMIT = 12_000_000
-#: Rows of the summary's tables.
+#: The most rows of a table in the summary.
 _ROWS = 15
 
 
@@ -43,10 +43,10 @@ def write(
     ----------
     report : Report
     listings : iterable of (str, dict)
-        Digest and what :func:`cuda_progcache.report.listings.listings` gives.
+        Digests and listings, as :func:`cuda_progcache.report.listings.listings` yields them.
     plots : sequence of Plot
     version : str
-        Of cuda_progcache.
+        The version of cuda_progcache.
 
     Returns
     -------
@@ -80,13 +80,13 @@ def write(
 
 
 def packed(value: object) -> str:
-    """JSON, compressed and written in base64."""
+    """Return a value as JSON, compressed and encoded in base64."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
 def _within(listings: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[str, str]]:
-    """The listings that there is room for, packed."""
+    """Return the listings that fit into the file, packed."""
     kept: list[tuple[str, str]] = []
     room = LISTINGS_LIMIT
     for digest, listing in listings:
@@ -98,7 +98,7 @@ def _within(listings: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[str, s
 
 
 class _Strings:
-    """Texts, each once."""
+    """A table of unique strings; a call returns the index of a string."""
 
     def __init__(self) -> None:
         self.all: dict[str, int] = {}
@@ -108,7 +108,7 @@ class _Strings:
 
 
 def _table(report: Report, listed: Sequence[str]) -> dict[str, Any]:
-    """Every program in a row, every kernel in another; texts are numbers of ``strings``."""
+    """Return a row for each program and each kernel; strings are given as indices into ``strings``."""
     number = _Strings()
     rows, kernels = [], []
     for at, one in enumerate(report.programs):
@@ -134,7 +134,7 @@ def _table(report: Report, listed: Sequence[str]) -> dict[str, Any]:
 
 
 def _chunk(programs: Iterable[Program]) -> dict[str, Any]:
-    """What the pages of some programs show beside their rows; pairs are numbers of ``pairs``, since most recur."""
+    """Return what the pages of programs show beyond their rows; pairs are indices into ``pairs``, as most recur."""
     pairs: dict[tuple[str, str], int] = {}
 
     def numbers(found: Iterable[tuple[str, str]]) -> list[int]:
@@ -155,5 +155,5 @@ def _chunk(programs: Iterable[Program]) -> dict[str, Any]:
 
 
 def moment(value: float) -> str:
-    """Write a moment: ``2026-01-02 03:04 UTC``."""
+    """Format a time: ``2026-01-02 03:04 UTC``."""
     return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plots of a report: SVG by matplotlib, whose text and axes take the colour of the page around them."""
+"""The plots of a report: SVG by matplotlib, with text and axes in the text colour of the page."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
     from cuda_progcache.report.data import Report
 
-#: Stands for the page's text colour until the SVG is written.
+#: A placeholder for the page's text colour until the SVG is written.
 _INK = "#010203"
-#: Okabe and Ito's palette, without black: told apart by the colour-blind, and on light and dark ground.
+#: Okabe and Ito's palette without black: distinct for the colour-blind, on light and dark backgrounds.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _KERNELS = 12
 
 
 class Plot(NamedTuple):
-    """A picture, what it shows, and what a screen reader says of it."""
+    """A plot, its title, and a summary for screen readers."""
 
     title: str
     svg: str
@@ -34,18 +34,18 @@ class Plot(NamedTuple):
 
 
 def plots(report: Report) -> list[Plot]:
-    """Draw a report's plots; none of what isn't there.
+    """Draw the plots of a report; plots without data are left out.
 
     Raises
     ------
     ProgCacheError
-        matplotlib isn't installed; the message names the extra that has it.
+        matplotlib isn't installed; the message names the extra to install.
     """
     try:
         import matplotlib as mpl
     except ImportError as error:
         raise ProgCacheError(
-            f"the report's plots need matplotlib: pip install 'cuda-progcache[plot]', or --no-plots ({error})"
+            f"the report's plots need matplotlib: pip install 'cuda-progcache[plot]', or use --no-plots ({error})"
         ) from error
     style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "cuda-progcache", "font.family": "sans-serif", "font.size": 10,
@@ -69,7 +69,7 @@ def _draw(title: str, height: float, draw: Callable[[Axes], str]) -> Plot:
 
 
 def _inline(svg: str, prefix: str) -> str:
-    """An SVG document as it can stand in a page: its ids are its own, its ink is the page's, nothing has a colon."""
+    """Return an SVG document for embedding in a page: unique ids, the page's text colour, no XML namespaces."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{prefix}-", svg)
@@ -104,7 +104,7 @@ def _lookups(report: Report) -> Plot | None:
             axes.figure.legend(loc="outside upper center", fontsize="small", ncols=3)
         lowest = min(dated, key=lambda one: one.hit_rate)
         when = datetime.fromtimestamp(lowest.start, UTC)
-        return f"The lowest hit rate is {lowest.hit_rate:.1%}, from {when:%Y-%m-%d %H:%M} UTC; the table below has all."
+        return f"The lowest hit rate is {lowest.hit_rate:.1%}, from {when:%Y-%m-%d %H:%M} UTC; the table has them all."
 
     return _draw("Hit rate over time", 2.8, draw)
 
@@ -127,9 +127,9 @@ def _work(report: Report) -> Plot | None:
         axes.fill_between(starts, total, step="post", color=_COLOURS[0], alpha=0.35, linewidth=0)
         axes.step(starts, total, where="post", color=_COLOURS[0])
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("seconds of compiling, summed")
+        axes.set_ylabel("total seconds of compiling")
         _dates(axes)
-        return f"From {starts[0]:%Y-%m-%d %H:%M} UTC on, {total[-1]:,.1f} seconds of compiling are kept."
+        return f"The programs kept since {starts[0]:%Y-%m-%d %H:%M} UTC took {total[-1]:,.1f} seconds to compile."
 
     return _draw("Compile work kept, over time", 2.8, draw)
 
@@ -156,7 +156,7 @@ def _cost(report: Report) -> Plot | None:
         axes.set_xlabel("seconds of compiling")
         if axes.figure is not None:
             axes.figure.legend(loc="outside upper center", fontsize="small", ncols=6)
-        return f"The costliest is {names[0]} with {by_name[names[0]]:,.1f} seconds; the table below has all."
+        return f"The costliest is {names[0]} with {by_name[names[0]]:,.1f} seconds; the table has them all."
 
     return _draw("Cost by kernel and architecture", 1.4 + 0.32 * len(names), draw)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What programs did in a run: hits, misses by reason, compiles, the time they took and the time that hits saved.
+r"""The cache activity of a run: hits, misses by reason, compiles, the time they took and the time that hits saved.
 
-An :class:`Activity` listens to the events of its process, those of any cache and of none::
+An :class:`Activity` listens to all compile events of its process, with any cache or none::
 
     activity = Activity()
     stop = cuda_progcache.subscribe(activity)
@@ -9,7 +9,7 @@ An :class:`Activity` listens to the events of its process, those of any cache an
     stop()
     print("\n".join(activity.summary()))
 
-Those of several processes are summed up with ``+``, and travel as :meth:`Activity.as_dict`.
+``+`` adds the activities of several processes. :meth:`Activity.as_dict` makes them ready to send between processes.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NO_CACHE = "no cache was given"
-#: Reasons, and compiles, that a summary lists.
+#: How many reasons and how many compiles a summary lists.
 _LISTED = 5, 3
 
 
 class Compile(NamedTuple):
-    """A run of a compiler.
+    """One run of a compiler.
 
     Attributes
     ----------
     name, target_type, arch : str
     digest : str or None
-        Of the entry; None where no cache was given, or the compiler refused the program.
+        The digest of the entry; None if no cache was given or the compiler refused the program.
     seconds : float
     reasons : tuple of str
-        Why it wasn't in the cache; of a program that was refused, what the compiler said.
+        Why the program wasn't in the cache; if it was refused, the compiler's message.
     where : str
-        What ran then, as :attr:`Activity.where` had it.
+        The value of :attr:`Activity.where` at the time.
     refused : bool
+        Whether the compiler refused the program.
     """
 
     name: str
@@ -65,20 +66,20 @@ class Compile(NamedTuple):
 
 
 class CacheState(NamedTuple):
-    """What a cache holds, and what it met with, in one process or in several.
+    """The size of a cache and the trouble it met, in one process or in several.
 
     Attributes
     ----------
     path : str
     mode : str
     bytes : int
-        Its size at the end.
+        The size at the end of the run.
     dropped, refused : int
-        Programs that it couldn't store; those that were larger than its size cap.
+        Programs that couldn't be stored; programs that were larger than the size cap.
     not_kept : int
-        Programs that were compiled and not kept, since a hit could differ from a fresh compile.
+        Programs that were compiled but not stored, since a hit could differ from a fresh compile.
     damaged, read_errors, evicted : int
-        Damaged entries that a lookup met; lookups that failed; entries removed to keep the size cap.
+        Damaged entries that lookups found; lookups that failed; entries removed to keep the size cap.
     """
 
     path: str
@@ -93,36 +94,36 @@ class CacheState(NamedTuple):
 
     @classmethod
     def of(cls, path: str, mode: str, stats: StoreStats) -> CacheState:
-        """The state that a store's statistics tell."""
+        """Return the state that a store's statistics describe."""
         return cls(
             path, mode, stats.bytes, stats.dropped, stats.refused, stats.unkeyed, stats.corrupt, stats.read_errors,
             stats.evicted,
         )  # fmt: skip
 
     def plus(self, other: CacheState) -> CacheState:
-        """The sum; who ended last saw the most bytes."""
+        """Return the sum of two states; its size is the larger one, usually seen by the process that ended last."""
         counts = map(int.__add__, self[3:], other[3:])
         return CacheState(self.path, self.mode, max(self.bytes, other.bytes), *counts)
 
 
 class Activity:
-    """What programs did, since it was subscribed (:func:`cuda_progcache.subscribe`). Safe in threads.
+    """The cache activity since the object was subscribed (:func:`cuda_progcache.subscribe`). Thread-safe.
 
     Attributes
     ----------
     hits : int
     avoided : float
-        Seconds that the compiles of the hits took, where that is known.
+        Seconds that the original compiles of the hits took, as far as known.
     misses : Counter of str
-        By reason. In mode ``frozen`` a miss is no compile.
+        Misses by reason. In mode ``frozen``, no compile follows a miss.
     compiles : list of Compile
-        Every run of a compiler, those past any cache included.
+        Every run of a compiler, with or without a cache.
     mismatches : int
         Hits that a fresh compile didn't confirm.
     where : str
-        Noted with each compile; its user sets it to what is running.
+        A label of what is running, noted with each compile; set by the caller.
     cache : CacheState or None
-        Of the cache that the run is about; its user sets it.
+        The state of the run's cache; set by the caller.
     """
 
     def __init__(self) -> None:
@@ -137,7 +138,7 @@ class Activity:
         self._missed: dict[int, Event] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Note an event."""
         with self._lock:
             if event.kind == "hit":
                 self.hits += 1
@@ -180,20 +181,20 @@ class Activity:
 
     @property
     def uncached(self) -> int:
-        """Programs that were compiled without a cache."""
+        """The number of programs that were compiled without a cache."""
         return sum(one.digest is None and not one.refused for one in self.compiles)
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds that compilers ran."""
+        """The total compile time in seconds."""
         return sum(one.seconds for one in self.compiles)
 
     def at(self, where: str) -> list[Compile]:
-        """The compiles while this ran."""
+        """Return the compiles noted with this value of :attr:`where`."""
         return [one for one in self.compiles if one.where == where]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON; ``compiles`` in order of time, process by process."""
+        """Return everything as JSON types; ``compiles`` are in order of time, process by process."""
         return {
             "format": FORMAT,
             "hits": self.hits,
@@ -211,7 +212,7 @@ class Activity:
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Self:
-        """What :meth:`as_dict` gave, in another process."""
+        """Return the activity that :meth:`as_dict` described, usually in another process."""
         made = cls()
         made.hits, made.avoided, made.mismatches = told["hits"], told["avoided_seconds"], told["mismatches"]
         made.misses = Counter(told["misses_by_reason"])
@@ -221,14 +222,14 @@ class Activity:
 
     @property
     def is_well(self) -> bool:
-        """Whether every program went through the cache, and was kept in it."""
+        """Whether every program went through the cache and was stored, and the cache met no trouble."""
         cache = self.cache
         trouble = cache is not None and (cache.damaged or cache.read_errors or cache.not_kept)
         lost = cache is not None and cache.mode == "rw" and (cache.dropped or cache.refused)
         return not (self.uncached or self.mismatches or trouble or lost)
 
     def summary(self) -> list[str]:
-        """Lines for people: the counts, then what was compiled and why, and what the cache met with."""
+        """Return lines for display: the counts, compile times, miss reasons, the slowest compiles and cache trouble."""
         if not self:
             return []
         lines = [", ".join(self._counts())]

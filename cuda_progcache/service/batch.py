@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of compiles, done by threads or by worker processes as :mod:`cuda_progcache.service.plan` says."""
+"""Batches of compiles, run by threads or worker processes as :mod:`cuda_progcache.service.plan` decides."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Batch:
     ----------
     compiler : CachedCompiler
     library : KernelLibrary
-        Whose kernels the jobs are.
+        The library that the jobs' kernels belong to.
     jobs : sequence of Job
     workers : int
-        How many work at once.
+        How many jobs are compiled at once.
     began, ended : callable
-        Called, in the thread that asked for the batch, when a job is taken up, and with what came of it. What they
-        raise ends the batch.
+        Called when a job starts, and when it ends with its answer; both in the thread that called
+        :func:`compile_batch`. An exception from either ends the batch.
     """
 
     compiler: CachedCompiler
@@ -54,7 +54,7 @@ class Batch:
 
 
 def compile_batch(batch: Batch) -> None:
-    """Compile all jobs of a batch on this machine."""
+    """Compile all jobs of a batch on the current machine."""
     compiler, workers = batch.compiler, batch.workers
     plan = Plan(batch.jobs, loads())
     settings = compiler.settings
@@ -69,7 +69,7 @@ def compile_batch(batch: Batch) -> None:
                 prefix = step.prefix or prefix
                 messages.put(step.job)
                 messages.put((step.job, executor.run(step.job, precompile=step.precompile)))
-        except BaseException as error:  # noqa: BLE001 - raised where the batch was asked for
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that called compile_batch
             messages.put(error)
         finally:
             messages.put(None)
@@ -100,7 +100,7 @@ def compile_batch(batch: Batch) -> None:
 
 
 def loads() -> Callable[[Job], Load]:
-    """Tell what jobs ask of the front end; of several modules the heaviest counts."""
+    """Return a function that estimates a job's front-end load; a job of several modules is heavy if one of them is."""
     from cuda_progcache.compile.precompiled import prefix_id, reaches_many_headers
 
     cwd = os.getcwd()
@@ -123,7 +123,7 @@ def loads() -> Callable[[Job], Load]:
 
 
 class _InThisProcess:
-    """Compiles jobs in the calling thread; precompiles nothing, since that would stay in this process."""
+    """Compiles jobs in the calling thread. It precompiles nothing, since precompiled headers would stay in memory."""
 
     def __init__(self, compiler: CachedCompiler) -> None:
         self._compiler = compiler
@@ -132,13 +132,13 @@ class _InThisProcess:
         started = time.perf_counter()
         try:
             answer = told_of(self._compiler.compile_kernel(job.unit))
-        except Exception as error:  # noqa: BLE001 - one job's trouble isn't the batch's
+        except Exception as error:  # noqa: BLE001 - a job that fails doesn't end the batch
             answer = {"error": trouble(error)}
         return {**answer, "seconds": time.perf_counter() - started}
 
 
 class _WorkerPool:
-    """The worker processes of a batch. They end with it, and with them what they have precompiled."""
+    """The worker processes of a batch. They end with the batch, and their precompiled headers go with them."""
 
     def __init__(self, compiler: Mapping[str, Any], library: KernelLibrary) -> None:
         self._scratch = ScratchFolder("progcache-batch-")
@@ -157,7 +157,7 @@ class _WorkerPool:
     def start(self) -> Worker:
         with self._lock:
             if self._closed:
-                raise WorkerDiedError("the batch was given up")
+                raise WorkerDiedError("the batch was cancelled")
             worker = Worker(self._setup)
             self._workers.append(worker)
             return worker
@@ -171,7 +171,7 @@ class _WorkerPool:
 
 
 class _InWorker:
-    """Compiles jobs in a worker process, and after one that died in the next; started when there is a job."""
+    """Compiles jobs in a worker process, started with the first job; one that dies is replaced for the next job."""
 
     def __init__(self, pool: _WorkerPool) -> None:
         self._pool = pool
@@ -190,7 +190,7 @@ class _InWorker:
 
 
 def relay(answer: Answer) -> Answer:
-    """Tell here what happened where a job was done."""
+    """Emit, in the current process, the events of a job that ran in another; return its answer."""
     for kind, name, target_type, arch, digest, reasons, seconds in answer.get("events") or ():
         events.relay(events.Event(kind, name, target_type, arch, digest, tuple(reasons), seconds))
     return answer

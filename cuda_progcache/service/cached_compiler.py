@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles through one cache, with what a service adds to that.
+"""The cached compiler that the service, a prewarm and its worker processes share.
 
-Refusals are remembered, hits are checked, and the calls around a compile are recorded. The service, a prewarm and its
-worker processes all compile through this.
+It compiles through one cache, remembers refusals, checks hits, and records the calls around a compile.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ class CachedCompiler:
     include_path : sequence of str
     mode : str, optional
     tiers : sequence, optional
-        All as in :class:`~cuda_progcache.service.compile_service.CompileService`.
+        As for :class:`~cuda_progcache.service.compile_service.CompileService`.
 
     Attributes
     ----------
     cache : store
     hit_check : HitCheck or None
-        Where ``verify_rate`` is given.
+        None if ``verify_rate`` is 0 or the mode is ``frozen``.
     """
 
     def __init__(
@@ -95,9 +94,9 @@ class CachedCompiler:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """Settings for :meth:`from_settings`, to make this again in another process; None for a cache in memory.
+        """The settings for :meth:`from_settings` in another process; None for a cache in memory.
 
-        The tiers' secrets are in them: they are for a pipe to a process of ours.
+        They contain the tiers' secrets: send them only over a pipe to our own processes.
         """
         cache = getattr(self.cache, "settings", None)
         if cache is None:
@@ -114,7 +113,7 @@ class CachedCompiler:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Make the compiler of another process again, over the same directory."""
+        """Make a compiler over the same directory as another process's compiler."""
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
         cache = dict(settings["cache"])
@@ -130,11 +129,11 @@ class CachedCompiler:
         )
 
     def frozen(self) -> CachedCompiler:
-        """The same, over the same cache, which compiles nothing."""
+        """Return a compiler over the same cache that never compiles (mode ``frozen``)."""
         return CachedCompiler(self.cache, self.header_policy, include_path=self.include_path, mode="frozen")
 
     def reasons(self, unit: KernelUnit | SourceUnit) -> tuple[str, ...]:
-        """What a frozen cache says of a program that isn't there; empty: it is there."""
+        """Return why a frozen cache doesn't have a program; empty if it has it."""
         try:
             unit.obtain(self.cache)
         except FrozenMissError as miss:
@@ -143,7 +142,7 @@ class CachedCompiler:
 
     @kept_property
     def steps(self) -> Steps | None:
-        """The record of calls that make no program; None if the store keeps no records."""
+        """The record of calls that don't produce programs; None if the store keeps no records."""
         from cuda_progcache.provenance.step_records import Steps
         from cuda_progcache.store.base import ProgramCacheResource
 
@@ -156,7 +155,7 @@ class CachedCompiler:
         return Steps(looked_at(self.cache, self.mode))
 
     def compile(self, inputs: CompileInputs) -> CompiledProgram:
-        """Take a program from the cache, or compile and publish it."""
+        """Return a program from the cache, or compile and store it."""
         policy = MissPolicy(keep_failures=self.keep_failures)
         done = _naming_archs(inputs.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
@@ -166,7 +165,13 @@ class CachedCompiler:
         return done.analyse_with(self._analyse)
 
     def unit(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> KernelUnit:
-        """What has to be compiled of a rendered kernel (ArchError, ValueError where that can't be)."""
+        """Return the compile unit of a rendered kernel.
+
+        Raises
+        ------
+        ArchError, ValueError
+            If the kernel can't be compiled for the architecture or to the target type.
+        """
         from cuda_progcache.service.kernel_unit import KernelUnit
 
         return KernelUnit(rendered, arch, target_type, self.header_policy, self.include_path)
@@ -174,13 +179,13 @@ class CachedCompiler:
     def compile_kernel(
         self, unit: KernelUnit | SourceUnit, precompiled: PrecompiledHeaders | None = None
     ) -> CompiledProgram:
-        """Take a kernel from the cache, or compile and publish it.
+        """Return a kernel from the cache, or compile and store it.
 
         Parameters
         ----------
         unit : KernelUnit or SourceUnit
         precompiled : PrecompiledHeaders, optional
-            Of the batch that this process works on.
+            The precompiled headers of the current batch.
         """
         from cuda_progcache.service.kernel_unit import KernelUnit
 
@@ -191,7 +196,7 @@ class CachedCompiler:
         if not isinstance(unit, KernelUnit):
             return done.analyse_with(self._analyse)
         missing = unit.missing_entry_point(done)
-        # What the cache gave may be damaged: a fresh compile tells whether it is the manifest that is wrong.
+        # The cached program may be damaged: a fresh compile shows whether the manifest is wrong.
         frozen = self.mode == "frozen"
         if missing and (not done.hit or frozen or unit.missing_entry_point(unit.obtain(None))):
             raise unit.wrong_entry_point(missing)
@@ -200,7 +205,7 @@ class CachedCompiler:
         return done.analyse_with(self._analyse)
 
     def _analyse(self, program: CompiledProgram, name: str, analyse: Callable[[], Any]) -> Any:
-        """Analyse a program of this cache as a recorded call."""
+        """Run an analysis of a cached program as a recorded call."""
         if program.digest is None or self.steps is None:
             return analyse()
         from cuda_progcache.provenance import steps
@@ -210,7 +215,7 @@ class CachedCompiler:
 
 
 def _naming_archs(arch: str, work: Callable[[], CompiledProgram]) -> CompiledProgram:
-    """Do the work; if the compiler refuses the architecture, raise an error that lists those it takes."""
+    """Run a compile; if the compiler refuses the architecture, raise an error that lists those it supports."""
     try:
         return work()
     except CompileError as error:

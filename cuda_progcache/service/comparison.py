@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs in a cache use, and what differs between two of them."""
+"""The resources that programs in a cache use, and the differences between two programs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.compile_record import CompileRecord
 
-#: Threads of a block where neither the caller nor the kernel says.
+#: Threads per block if neither the caller nor the kernel gives a number.
 _BLOCK_SIZE = 256
 
 
 class KernelUse(NamedTuple):
-    """What one kernel of a program uses.
+    """The resources that one kernel of a program uses.
 
     Attributes
     ----------
     entry : EntryInfo
-        The program's.
+        The program's entry.
     kernel : str
-        The kernel's name as it was asked for (``gemv<float>``); as it stands in the cubin where nobody did.
+        The kernel's name expression (``gemv<float>``), or its symbol in the cubin if it has none.
     resources : Resources
     occupancy : Occupancy or None
-        None: the architecture isn't known.
+        None if it can't be computed, as for an unknown architecture.
     """
 
     entry: EntryInfo
@@ -45,18 +45,22 @@ def kernel_uses(
     dynamic_shared_bytes: int = 0,
     on_error: Callable[[EntryInfo, Exception], object] | None = None,
 ) -> list[KernelUse]:
-    """What the kernels of some programs use, and how many blocks of them run at once.
+    """Return the resources that the kernels of some programs use, and their occupancy.
 
     Parameters
     ----------
     entries : iterable of EntryInfo
-        Those that aren't cubins are passed over.
+        Entries that aren't cubins are skipped.
     block_size : int, optional
-        Threads of a block. None: the largest that the kernel declares (``__launch_bounds__``), else 256.
+        Threads per block. None: the largest block that the kernel declares (``__launch_bounds__``), otherwise 256.
     dynamic_shared_bytes : int
-        Shared memory of a block beside the static one.
+        Dynamic shared memory per block, in addition to the static shared memory.
     on_error : callable, optional
-        Called with an entry and the error for each that can't be read; None: they are passed over.
+        Called with the entry and the error for each entry that can't be read. None: such entries are skipped.
+
+    Returns
+    -------
+    list of KernelUse
     """
     from cuda_progcache.inspect import Cubin, occupancy, resource_usage
 
@@ -84,14 +88,14 @@ def kernel_uses(
 
 
 class ProgramDiff(NamedTuple):
-    """What differs between two programs.
+    """The differences between two programs.
 
     Attributes
     ----------
     key : tuple of str
-        A sentence per difference of what they were compiled from; empty where nothing is known of one of them.
+        A sentence per difference between their compile inputs; empty if either program has no compile record.
     binary : BinaryDiff
-        What differs between their binaries.
+        The differences between their binaries.
     """
 
     key: tuple[str, ...]
@@ -101,14 +105,14 @@ class ProgramDiff(NamedTuple):
 def compare(
     before: tuple[bytes, CompileRecord | None], after: tuple[bytes, CompileRecord | None], context: int = 3
 ) -> ProgramDiff:
-    """What differs between two programs.
+    """Return the differences between two programs.
 
     Parameters
     ----------
     before, after : tuple
-        The binary, and what is recorded of its compile; None: nothing is, as of a file.
+        The binary and its compile record; None if there is no record, as for a file.
     context : int
-        Equal lines around each difference of the machine code.
+        Number of equal lines shown around each difference in the machine code.
 
     Raises
     ------
@@ -124,7 +128,7 @@ def compare(
 
 
 def binary_of(entry: EntryInfo) -> bytes:
-    """The bytes of an entry.
+    """Return the bytes of an entry.
 
     Raises
     ------
@@ -134,4 +138,4 @@ def binary_of(entry: EntryInfo) -> bytes:
     try:
         return Path(str(entry.path)).read_bytes()
     except OSError as error:
-        raise InspectError(f"{entry.digest[:12]} can't be read: {error}") from error
+        raise InspectError(f"can't read entry {entry.digest[:12]}: {error}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compile service: sources and library kernels in, binaries out, through a cache."""
+"""The compile service: it compiles sources and library kernels to binaries, through a cache."""
 
 from __future__ import annotations
 
@@ -40,38 +40,37 @@ class CompileService:
     Parameters
     ----------
     cache : store or path, optional
-        Where binaries are kept: a store, the path of an on-disk one, or None for the one at the default root
-        (``CUDA_PROGCACHE_DIR``, else the user's cache directory).
+        The cache of binaries: a store, the path of an on-disk store, or None for the store at the default root
+        (``CUDA_PROGCACHE_DIR``, otherwise the user's cache directory).
     library : KernelLibrary or path, optional
-        The kernels :meth:`kernel` knows; None for the bundled library.
+        The kernel library that :meth:`kernel` uses; None for the bundled library.
     header_policy : HeaderPolicy
-        How much is done to be sure of headers.
+        How carefully headers are checked.
     keep_failures : float
-        Seconds for which a compiler's refusal is remembered, as long as the source, its headers, the options and the
-        compiler stay the same; the error has a note that says so. 0: each call asks the compiler again.
+        Seconds for which a compiler's refusal is remembered, unless the source, its headers, the options or the
+        compiler change; a note on the error says so. 0: each call asks the compiler again.
     verify_rate : float
-        Share of the hits (0 to 1; 0.01 is one of a hundred) that are compiled again in the background and compared. One
-        that differs is moved to the quarantine, with a warning and a ``mismatch`` event. It loads the compiler, and
-        takes a core for as long as a compile.
+        Share of the hits (0 to 1; 0.01 is one in a hundred) to compile again in the background and compare. A hit that
+        differs is moved to the quarantine, with a warning and a ``mismatch`` event. Each check loads the compiler and
+        uses a core for the time of a compile.
     include_path : sequence of str or path
-        Folders in which the headers of library kernels are looked for, before those that the manifest names.
+        Folders to search for the headers of library kernels, before those that the manifest names.
     mode : {"rw", "ro", "off", "frozen"}, optional
-        How the cache, and that of compiled templates, is used (:mod:`cuda_progcache._util.modes`); None: as
-        ``CUDA_PROGCACHE`` says.
+        How the program cache and the cache of compiled templates are used (:mod:`cuda_progcache._util.modes`). None:
+        the mode in ``CUDA_PROGCACHE``.
     tiers : sequence of str, mapping or TierSettings, optional
-        Stores beyond this machine that lie behind the directory, the fastest first, as URLs
-        (``redis://host:6379?mode=ro``) or tables; ``[]`` for none. None: those that are configured
-        (:mod:`~cuda_progcache.store.tiers.configuration`). They are opened when something isn't in the directory. Not
-        with a store for ``cache``, which has its own.
+        Remote stores behind the directory, the fastest first, as URLs (``redis://host:6379?mode=ro``) or tables;
+        ``[]`` for none. None: the configured tiers (:mod:`~cuda_progcache.store.tiers.configuration`). They are opened
+        at the first miss in the directory. Not allowed if ``cache`` is a store, which has its own tiers.
 
     Raises
     ------
     ConfigError
-        One of the tiers can't be used as it is written.
+        If the settings of a tier are invalid.
 
     Notes
     -----
-    Thread-safe: calls share nothing but the cache and the library, which are.
+    Thread-safe: calls share only the cache and the library, which are thread-safe.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class CompileService:
 
     @property
     def cache(self) -> Any:
-        """Where binaries are kept."""
+        """The cache of binaries."""
         return self._compiler.cache
 
     @property
@@ -101,7 +100,7 @@ class CompileService:
 
     @property
     def header_policy(self) -> HeaderPolicy:
-        """How much is done to be sure of headers."""
+        """How carefully headers are checked."""
         return self._compiler.header_policy
 
     @property
@@ -111,7 +110,7 @@ class CompileService:
 
     @property
     def hit_check(self) -> HitCheck | None:
-        """Where ``verify_rate`` is given: its ``stats``, and ``wait()``."""
+        """The check of hits, with ``stats`` and ``wait()``; None if ``verify_rate`` is 0 or the mode is ``frozen``."""
         return self._compiler.hit_check
 
     @kept_property
@@ -121,11 +120,11 @@ class CompileService:
 
     @kept_property
     def calls(self) -> Cache:
-        """The calls that made the programs in the cache, and those around them: to be queried, shown, transferred.
+        """The recorded calls that made the programs in the cache, to query, show or transfer.
 
-        Compiles and links; renderings of kernels, analyses (``resource_usage``, ``sass``) and prewarm runs
-        (:mod:`~cuda_progcache.provenance.steps`); and calls with small results that are saved here, as a function
-        memoized with this cache does.
+        They include compiles and links; renderings of kernels, analyses (``resource_usage``, ``sass``) and prewarm runs
+        (:mod:`~cuda_progcache.provenance.steps`); and calls with small results that are saved in this cache, such as
+        those of a function memoized with it.
         """
         from cuda_progcache.provenance.programs import program_cache
 
@@ -146,20 +145,20 @@ class CompileService:
         logs: LogWriter | None = None,
         source: str | bytes | None = None,
     ) -> CompiledProgram:
-        """Compile a program, or take the binary from the cache.
+        """Compile a program, or return its binary from the cache.
 
         Parameters
         ----------
         code : str or bytes
-            CUDA C++, PTX or NVVM IR. Its earlier name, ``source``, is taken as well.
+            CUDA C++, PTX or NVVM IR. The former name of this argument, ``source``, is still accepted.
         code_type : {"c++", "ptx", "nvvm"}
         options : ProgramOptions or mapping, optional
-            Ours or ``cuda.core``'s; without ``arch``, the current device's is taken.
+            Our ``ProgramOptions`` or those of ``cuda.core``; the default for ``arch`` is the current device's.
         target_type : {"cubin", "ptx", "ltoir"}
         name_expressions : iterable of str or bytes, optional
             Template instances to make.
         logs : object with ``write``, optional
-            Gets the compiler's log, on a hit too.
+            Receives the compiler's log, also on a hit.
 
         Returns
         -------
@@ -170,9 +169,9 @@ class CompileService:
         CompileError
             If the compiler refuses the program.
         ArchError
-            For an architecture that the compiler doesn't know, or none where there is no device.
+            If the compiler doesn't know the architecture, or none is given and there is no device.
         ValueError, TypeError
-            For inputs that no compile can take, before any compile.
+            For invalid inputs, before any compile.
         """
         if (code is None) == (source is None):
             raise TypeError("compile() needs the source exactly once, as code")
@@ -201,30 +200,30 @@ class CompileService:
     def kernel(
         self, name: str, *, arch: str | list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
     ) -> CompiledProgram | dict[str, CompiledProgram]:
-        """Compile a kernel of the library, or take it from the cache.
+        """Compile a kernel of the library, or return it from the cache.
 
         Parameters
         ----------
         name : str
-            The kernel.
+            The kernel's name.
         arch : str, or list or tuple of str
-            ``"sm_90"`` or the like; of several, each is an entry of its own, and they are compiled side by side.
+            Such as ``"sm_90"``. Several architectures are compiled in parallel; each has its own entry.
         target_type : {"cubin", "ptx", "ltoir"}
         **params
-            The kernel's parameters; those not given have their defaults.
+            The kernel's parameters; omitted parameters have their defaults.
 
         Returns
         -------
-        CompiledProgram, or for several architectures a dict of them by architecture
+        CompiledProgram, or for a list of architectures a dict of programs by architecture
 
         Raises
         ------
         KernelNotFoundError, ParameterError, ArchError
-            For a name or value that doesn't exist, before any compile; the message names the nearest that does.
+            For an unknown name or a value that isn't allowed, before any compile; the message suggests the nearest.
         TemplateError
-            If the template refuses the parameters.
+            If the template can't be rendered with these parameters.
         CompileError
-            If the compiler refuses what was rendered; diagnostics name the template's line.
+            If the compiler refuses the rendered source; diagnostics name the template's line.
         """
         rendered = self.library.render(name, **params)
         compiler = self._compiler
@@ -234,7 +233,7 @@ class CompileService:
         return _side_by_side({one: functools.partial(self._used, unit) for one, unit in units.items()})
 
     def _used(self, unit: KernelUnit) -> CompiledProgram:
-        """Get a kernel that a caller will use; a prewarm uses none."""
+        """Compile a kernel and record its use. A prewarm doesn't call this: it uses no kernels."""
         try:
             done = self._compiler.compile_kernel(unit)
         except FrozenMissError as miss:
@@ -245,7 +244,7 @@ class CompileService:
         return done
 
     def _command_options(self, library: KernelLibrary) -> str:
-        """What leads a command line to a library and its headers; empty for the bundled one."""
+        """Return the command-line options that select a library and its headers; empty for the bundled library."""
         import shlex
 
         from cuda_progcache.service.manifest import bundled_library
@@ -256,16 +255,16 @@ class CompileService:
         return shlex.join(words)
 
     def record(self, path: str | os.PathLike[str] | None = None) -> recording.record:
-        """Record what is used while the block is open: ``with service.record("run.json"):``.
+        """Record the programs that are used while the block is open: ``with service.record("run.json"):``.
 
-        It holds for this process, whatever compiles or looks up there, this service or another, or a
-        :class:`~cuda_progcache.Program`. ``CUDA_PROGCACHE_RECORD=run.json`` records a run with all of its processes.
+        The recording covers the whole process: this service, other services and :class:`~cuda_progcache.Program`.
+        ``CUDA_PROGCACHE_RECORD=run.json`` records a run with all of its processes.
 
         Parameters
         ----------
         path : str or os.PathLike, optional
-            A file that is appended to (:mod:`~cuda_progcache.compile.recording`); None: ``programs`` of what the block
-            gets is all.
+            A file to append to (:mod:`~cuda_progcache.compile.recording`). None: the programs are only in the
+            ``programs`` attribute of the object that the block receives.
 
         Returns
         -------
@@ -275,17 +274,17 @@ class CompileService:
         Raises
         ------
         OSError
-            The file can't be written.
+            If the file can't be written.
         """
         return recording.record(path)
 
     def explain(self, digest: str) -> tuple[str, ...]:
-        """Say why an entry had to be compiled: what differs from the nearest compile before it.
+        """Return why an entry had to be compiled: the differences from the nearest earlier compile.
 
         Parameters
         ----------
         digest : str
-            Of an entry, or the first digits of one (4 at least).
+            The digest of an entry, or at least its first 4 digits.
 
         Returns
         -------
@@ -295,9 +294,9 @@ class CompileService:
         Raises
         ------
         KeyError
-            If there is no such entry, or it was put there by hand.
+            If there is no such entry, or it was put into the cache by hand.
         AmbiguousDigestError
-            If several begin with these digits.
+            If several digests begin with these digits.
         """
         from cuda_progcache.compile.history import explain_entry
 
@@ -316,39 +315,40 @@ class CompileService:
         on_start: Callable[[PrewarmItem, int, int], None] | None = None,
         executor: Executor | None = None,
     ) -> PrewarmReport:
-        """Compile what a library lists for several architectures, or what a lockfile does, in parallel.
+        """Compile the variants of a library for some architectures, or the programs of a lockfile, in parallel.
 
-        What is there already is a hit, so that a prewarm that was stopped goes on where it was. Light programs are
-        compiled in threads. Where several include much (cub, thrust, cooperative groups), worker processes do it, which
-        precompile the headers that three or more of the programs begin with; what comes out is the same.
+        Programs that are in the cache already are hits, so an interrupted prewarm can be continued. Light programs are
+        compiled in threads. If several programs include many headers (cub, thrust, cooperative groups), worker
+        processes compile them. A worker process precompiles the headers that three or more of the programs begin with;
+        the binaries are the same.
 
         Parameters
         ----------
         library : KernelLibrary or path, optional
-            None: this service's.
+            None: the service's library.
         archs : iterable of str
-            ``["sm_80", "sm_90"]``; not with a lock, which has its own.
+            ``["sm_80", "sm_90"]``; ignored if ``lock`` is given, since a lock names the architectures.
         jobs : int, optional
-            How many are compiled at once; None: one per CPU. A cache without a directory is served by threads alone.
+            How many programs are compiled at once; None: one per CPU. A cache without a directory uses threads only.
         kernels : iterable of str, optional
-            Only these.
+            Only these kernels.
         lock : Lock or path, optional
-            Compile exactly what a lockfile lists.
+            Compile exactly the programs that a lockfile lists.
         dry_run : bool
-            Compile nothing: what isn't there is ``"missing"`` in the report, with the reasons.
+            Compile nothing: programs that aren't in the cache are ``"missing"`` in the report, with the reasons.
         on_progress : callable, optional
             Called with (item, done, total) in the calling thread after each variant.
         on_start : callable, optional
             Called in the same way when a compile begins; the item's status is ``"compiling"``.
         executor : concurrent.futures.Executor, optional
-            What compiles, in the place of this process: a pool of processes, a Dask client's ``get_executor()``. Its
-            workers need this package, the library's folder, and a tier or a directory of this cache that they share;
-            they give back keys and no programs. ``jobs`` is how many workers it has; None: as many as it says.
+            Compiles in place of the current process: a process pool, or a Dask client's ``get_executor()``. Its workers
+            need this package, the library's folder, and a tier or directory of this cache that they share. They return
+            keys, not programs. ``jobs`` is then the number of workers; None: the number that the executor reports.
 
         Returns
         -------
         PrewarmReport
-            With every failure in it: a kernel that doesn't compile raises nothing here.
+            It lists every failure: a kernel that doesn't compile raises no exception.
 
         Raises
         ------
@@ -389,19 +389,19 @@ class CompileService:
         archs: Iterable[str] = (),
         kernels: Iterable[str] | None = None,
     ) -> Lock:
-        """Write down the programs that a deploy needs: those of recorded runs, and those that a library lists.
+        """Make a lock of the programs that a deploy needs: those of recorded runs and those that a library lists.
 
         Parameters
         ----------
         recordings : iterable of path
-            Files that runs were recorded in (:meth:`record`). Programs that weren't kept are left out.
+            Recordings of runs (:meth:`record`). Programs that weren't cached are left out.
         library : KernelLibrary or path, optional
-            With ``archs``; None: this service's.
+            Used with ``archs``; None: the service's library.
         archs : iterable of str
-            Lock the library's variants for these; none of them where there is no arch. Those that aren't in the cache
-            are locked without a key.
+            Lock the library's variants for these architectures; if empty, none. Variants that aren't in the cache are
+            locked without a key.
         kernels : iterable of str, optional
-            Only these of the library.
+            Only these kernels of the library.
 
         Returns
         -------
@@ -412,7 +412,7 @@ class CompileService:
         RecordingError, KernelNotFoundError, ArchError, ManifestError
             For wrong input.
         OSError
-            A recording can't be read.
+            If a recording can't be read.
         """
         from cuda_progcache.service.lock import Lock, of_manifest
         from cuda_progcache.service.prewarm import variants
@@ -433,16 +433,16 @@ class CompileService:
         archs: Iterable[str] = (),
         kernels: Iterable[str] | None = None,
     ) -> Proof:
-        """Report for each program that a deploy needs whether it is in the cache, and if not, why; compile nothing.
+        """Report, for each program that a deploy needs, whether it is in the cache and why not; compile nothing.
 
-        Each is looked up as in a frozen run, and the reasons are those of its :class:`FrozenMissError`.
+        Each program is looked up as in a frozen run; the reasons are those of :class:`FrozenMissError`.
 
         Parameters
         ----------
         lock : Lock or path, optional
-            What is needed. A program that is there under another key than the locked one is stale.
+            The programs needed. A program whose key in the cache isn't the locked key is stale.
         library, archs, kernels
-            Without a lock: what the library lists, as for :meth:`prewarm`. With one: the library of its kernels.
+            Without a lock: the variants to check, as for :meth:`prewarm`. With a lock: the library of its kernels.
 
         Returns
         -------
@@ -476,7 +476,7 @@ def _lock(given: Lock | str | os.PathLike[str]) -> Lock:
 
 
 def _side_by_side(work: Mapping[str, Callable[[], CompiledProgram]]) -> dict[str, CompiledProgram]:
-    """Do several compiles in threads: NVRTC lets go of the interpreter's lock."""
+    """Run several compiles in threads; NVRTC releases the GIL."""
     if not work:
         raise ArchError("no architecture: give arch='sm_90', or several in a list")
     from concurrent.futures import ThreadPoolExecutor

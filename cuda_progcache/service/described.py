@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a binary says of itself, for entries that came without a record: what ``cuda.core`` put, or a script."""
+"""Descriptions of entries without a record, such as those put by ``cuda.core`` or a script, taken from their bytes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 _TARGET = re.compile(rb"^\s*\.target\s+(sm_\w+)", re.MULTILINE)
 _ENTRY = re.compile(rb"\.entry\s+([\w$]+)")
-#: Kernels that a name lists.
+#: How many kernels a name lists.
 _NAMED = 3
 
 
 def described(entry: EntryInfo) -> EntryInfo:
-    """The entry with name, type and architecture: those of its record, else what its bytes say; else as it is.
+    """Return the entry with name, type and architecture, from its record or, without one, from its bytes.
 
-    The name is that of its kernels.
+    The name lists the kernels. If the bytes can't be read, the entry is returned unchanged.
     """
     about = entry.about
     if about.target_type or about.name or entry.path is None:
@@ -35,7 +35,7 @@ def described(entry: EntryInfo) -> EntryInfo:
 
 
 def all_described(entries: Iterable[EntryInfo]) -> Iterator[EntryInfo]:
-    """Each of them, :func:`described`."""
+    """Yield each entry as :func:`described` returns it."""
     return map(described, entries)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine has to compile with and to keep programs in, and what is wrong with it."""
+"""A check-up of the current machine: the compilers, tools, settings and caches it has, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cuda_progcache._util.amounts import plural, size
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ProgCacheError
 
-#: As compilers begin their PTX: "// Cuda compilation tools, release 13.5, V13.5.37".
+#: A line at the start of compiled PTX: "// Cuda compilation tools, release 13.5, V13.5.37".
 _VERSION = re.compile(rb"^// Cuda compilation tools, release [\d.]+, V([\d.]+)", re.MULTILINE)
 _KERNEL = 'extern "C" __global__ void doctor(int *a) { *a = 1; }'
 _NVVM = """\
@@ -36,12 +36,12 @@ _PTX = """\
   ret;
 }
 """
-#: Free space (bytes) below which compiles soon won't be kept.
+#: Free space in bytes below which programs will soon no longer be stored.
 _SCARCE = 100_000_000
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes
     ----------
@@ -52,9 +52,9 @@ class Finding(NamedTuple):
     value : str
         What was found.
     problem : str
-        What is wrong with it; empty: nothing.
+        What is wrong; empty if nothing is.
     advice : str
-        What to do about it; or, where nothing is wrong, what would be there to be had.
+        What to do about the problem; without a problem, what could be installed.
     """
 
     topic: str
@@ -65,17 +65,17 @@ class Finding(NamedTuple):
 
 
 def examine(cache_dir: str | os.PathLike[str] | None = None) -> list[Finding]:
-    """Look at everything that compiling and keeping programs takes; each compiler is tried (some 0.5 s).
+    """Check everything needed to compile and cache programs; each compiler is tried (about 0.5 s).
 
     Parameters
     ----------
     cache_dir : path, optional
-        The cache. None: ``CUDA_PROGCACHE_DIR``, or the user's.
+        The cache. None: ``CUDA_PROGCACHE_DIR``, otherwise the user's cache directory.
 
     Returns
     -------
     list of Finding
-        What can be missing without harm, as nvJitLink where nothing is linked, is no problem.
+        A missing part that isn't always needed, such as nvJitLink, isn't a problem.
     """
     return [
         *_software(),
@@ -109,7 +109,7 @@ def _compilers() -> Iterator[Finding]:
     try:
         archs = supported_archs()
     except ProgCacheError:
-        archs = []  # what is wrong shows in a compile
+        archs = []  # the compile below reports the problem
     arch = f"sm_{archs[-1]}" if archs else "sm_90"
     yield _tried("nvrtc", "c++", _KERNEL, arch, "nvidia-cuda-nvrtc", needed=True)
     yield _tried("nvJitLink", "ptx", _PTX, arch, "nvidia-nvjitlink", needed=False)
@@ -119,7 +119,7 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _tried(name: str, code_type: str, source: str, arch: str, wheel: str, *, needed: bool) -> Finding:
-    """What is known of a compiler, and whether it compiles a small program."""
+    """Return a compiler's path and version, and whether it compiles a small program."""
     from cuda_progcache.compile.program import Program
     from cuda_progcache.keys import toolchain
     from cuda_progcache.keys.options import ProgramOptions
@@ -131,15 +131,15 @@ def _tried(name: str, code_type: str, source: str, arch: str, wheel: str, *, nee
     except ProgCacheError as error:
         if needed:
             return Finding("compilers", name, "not installed", str(error), f"pip install {wheel}")
-        use = {"ptx": "links", "nvvm": "NVVM IR"}[code_type]
-        return Finding("compilers", name, f"not installed; only {use} would need it", "", f"pip install {wheel}")
+        use = {"ptx": "linking", "nvvm": "NVVM IR"}[code_type]
+        return Finding("compilers", name, f"not installed; only needed for {use}", "", f"pip install {wheel}")
     about = f"{tools[0].path} (build {tools[0].identity.split(':')[1][:12]})"
     try:
         options = ProgramOptions(arch=arch, name="doctor")
         made = Program(source, code_type, options).compile("cubin" if code_type == "ptx" else "ptx")
     except ProgCacheError as error:
         first = str(error).splitlines()[0]
-        return Finding("compilers", name, about, f"it doesn't work: {first}", f"reinstall {wheel}")
+        return Finding("compilers", name, about, f"doesn't work: {first}", f"reinstall {wheel}")
     version = _VERSION.search(bytes(made.code))
     return Finding("compilers", name, f"{version[1].decode()}  {about}" if version else about)
 
@@ -173,7 +173,7 @@ def _driver() -> Finding:
 
     version = driver_version()
     if version is None:
-        return Finding("driver", "CUDA driver", "none: programs are compiled here, and run elsewhere")
+        return Finding("driver", "CUDA driver", "none: this machine can compile programs but not run them")
     return Finding("driver", "CUDA driver", f"CUDA {version // 1000}.{version % 1000 // 10}")
 
 
@@ -221,8 +221,8 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         "cache",
         "free space",
         f"{free / 1e9:,.1f} GB at {above}",
-        "compiles soon won't be kept" if scarce else "",
-        "free some, or set CUDA_PROGCACHE_DIR to another disk" if scarce else "",
+        "almost full: soon, compiled programs can't be stored" if scarce else "",
+        "free some space, or set CUDA_PROGCACHE_DIR to a directory on another disk" if scarce else "",
     )
     yield _checked("cache", "size cap", lambda: _cap_text(default_max_size()), "give a size such as 5GB, or 0 for none")
     elsewhere = "set CUDA_PROGCACHE_DIR to a directory that this user can write to"
@@ -231,8 +231,8 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         return
     if above != root:
         may = os.access(above, os.W_OK | os.X_OK)
-        problem = "" if may else f"it can't be made: this user can't write to {above}"
-        yield Finding("cache", "directory", f"{root}, not there yet", problem, "" if may else elsewhere)
+        problem = "" if may else f"it can't be created: this user can't write to {above}"
+        yield Finding("cache", "directory", f"{root}, doesn't exist yet", problem, "" if may else elsewhere)
         return
     writable = os.access(root, os.W_OK | os.X_OK)
     try:
@@ -240,14 +240,14 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         with FileStreamProgramCache(root, strict=True) as cache:
             stats = cache.stats()
     except (StoreError, OSError, ValueError) as error:
-        yield Finding("cache", "directory", root, str(error), f"mend that, or {elsewhere}")
+        yield Finding("cache", "directory", root, str(error), f"fix that, or {elsewhere}")
         return
     yield Finding(
         "cache",
         "directory",
         f"{root}: {plural(stats.entries, 'entry')}, {size(stats.bytes)}",
-        "" if writable or not wanted else "it can only be read: what is compiled isn't kept",
-        "" if writable or not wanted else "let this user write there, or say so: CUDA_PROGCACHE=ro",
+        "" if writable or not wanted else "this user can't write to it: compiled programs aren't stored",
+        "" if writable or not wanted else "make it writable for this user, or set CUDA_PROGCACHE=ro",
     )
 
 

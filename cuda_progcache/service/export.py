@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deploy needs, on its way: which programs those are, and the forms beside a bundle that they travel in.
+"""Export of the programs that a deploy needs, as an OCI image layout or a wheel.
 
-Both forms hold a cache directory of these programs: entries, records, header manifests, and which compilers they were
-made for. The same programs give the same bytes.
+Both contain a cache directory of these programs: entries, records, header manifests, and the compilers that made them.
+The same programs give the same bytes.
 
-* An OCI image layout (OCI image-spec 1.1: ``oci-layout``, ``index.json``, ``blobs/sha256``) of one layer, at whose root
-  the cache lies: a Kubernetes image volume or a bind mount is the cache.
-* A wheel (PEP 427) whose files are a read-only layer that the default cache finds by itself
+* An OCI image layout (OCI image-spec 1.1: ``oci-layout``, ``index.json``, ``blobs/sha256``) has one layer, with the
+  cache at its root: mounted as a Kubernetes image volume or a bind mount, it is the cache.
+* The files of a wheel (PEP 427) are a read-only layer that the default cache finds by itself
   (:mod:`cuda_progcache.store.layers`).
 """
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-#: What a cache directory consists of; the rest is accounts of this machine.
+#: The exported parts of a cache directory; the other parts only concern the current machine.
 _PARTS = ("CACHEDIR.TAG", "entries", "latest", "manifests", "records", "toolchains")
 _LABELS = "cache.progcache.image"
 _MEDIA = "application/vnd.oci.image"
 
 
 class Exported(NamedTuple):
-    """What was written: its path, and the number of entries and their bytes in it."""
+    """An export that was written: its path, and the number and total size of its entries."""
 
     path: str
     entries: int
@@ -51,19 +51,19 @@ class Exported(NamedTuple):
 
 
 def needed(proof: Proof, cache: FileStreamProgramCache) -> frozenset[str]:
-    """The entries that proved programs are, and those that they are linked from.
+    """Return the digests of the entries of a proof's programs, and of the entries that they were linked from.
 
     Raises
     ------
     ExportError
-        A program isn't there, so that what would be exported isn't what is needed.
+        If a program isn't in the cache, so the export would be incomplete.
     """
     gone = [program for program in proof.programs if program.status in {"missing", "stale", "failed"}]
     if gone:
         first = f"{gone[0].title}: {'; '.join(gone[0].reasons)}"
         raise ExportError(
-            f"{len(gone):,} of {len(proof.programs):,} programs can't be exported, since the cache doesn't have them "
-            f"as they are needed ({first}); cuda-progcache check lists them, and nothing was written"
+            f"{len(gone):,} of {len(proof.programs):,} programs can't be exported, since the cache doesn't have the "
+            f"versions needed ({first}); nothing was written; cuda-progcache check lists these programs"
         )
     found: set[str] = set()
     for program in proof.programs:
@@ -77,7 +77,7 @@ def needed(proof: Proof, cache: FileStreamProgramCache) -> frozenset[str]:
 def cache_directory(
     cache: FileStreamProgramCache, wanted: Callable[[EntryInfo], bool]
 ) -> Iterator[tuple[str, Exported]]:
-    """A cache directory of some of a cache's programs, as long as the block is open."""
+    """Make a temporary cache directory of some of a cache's programs, removed when the block ends."""
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
     with ScratchFolder("progcache-export-") as folder:
@@ -87,7 +87,7 @@ def cache_directory(
             report = copy.import_(bundle)
             for digest in sorted(copy.digests()):
                 about = copy.info(digest).about
-                if about.is_compile:  # and not put there by hand
+                if about.is_compile:  # not put there by hand
                     history.note(copy, about, digest, made_here=False)
                     toolchains.note(copy, (ToolFile(tool.name, "", tool.digest) for tool in about.toolchain))
         os.unlink(bundle)
@@ -95,7 +95,7 @@ def cache_directory(
 
 
 def _files(root: str) -> Iterator[tuple[str, bytes]]:
-    """Names, relative to the root, and contents of a cache directory's files, in order of name."""
+    """Yield the names, relative to the root, and contents of a cache directory's files, in a fixed order."""
     for part in _PARTS:
         top = os.path.join(root, part)
         if os.path.isfile(top):
@@ -122,25 +122,25 @@ def write_oci(
     ----------
     cache : FileStreamProgramCache
     path : str or os.PathLike
-        The directory; it must not be there, or be empty.
+        The directory of the layout; it must be empty or not exist.
     wanted : callable
-        Whether an entry goes into it.
+        Returns whether to export an entry.
     tag : str
         The image's name in the layout (``skopeo inspect oci:DIR:latest``).
 
     Raises
     ------
     ExportError
-        Something lies at the path.
+        If the path exists and isn't an empty directory.
     OSError
-        It can't be written.
+        If the layout can't be written.
     """
     target = os.path.abspath(os.fspath(path))
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ExportError(f"{target} already exists and is not an empty directory; nothing was written")
     with cache_directory(cache, wanted) as (root, report):
         plain = _tar(_files(root))
-    # Compressed here, and so that it is the same each time: else those who push it do, and its digest is another.
+    # Compressed now, reproducibly: otherwise the tool that pushes the image does it, and the digest changes.
     layer = gzip.compress(plain, mtime=0)
     labels = {
         f"{_LABELS}/summary": _summary(report),
@@ -186,33 +186,33 @@ def write_wheel(
     name: str,
     version: str = "1.0",
 ) -> Exported:
-    """Write a wheel whose files are a layer.
+    """Write a wheel whose files are a read-only layer.
 
     Parameters
     ----------
     cache : FileStreamProgramCache
     folder : str or os.PathLike
-        Where the wheel is put; made if it isn't there.
+        The folder to write the wheel to; created if it doesn't exist.
     wanted : callable
-        Whether an entry goes into it.
+        Returns whether to export an entry.
     name, version : str
-        Of the distribution, as ``"my-kernels-sm90"`` and ``"1.0"``.
+        The distribution's name and version, such as ``"my-kernels-sm90"`` and ``"1.0"``.
 
     Raises
     ------
     ExportError
-        The name or the version isn't one (PEP 508, PEP 440).
+        If the name or the version is invalid (PEP 508, PEP 440).
     OSError
-        It can't be written.
+        If the wheel can't be written.
     """
     import zipfile
 
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", name):
         raise ExportError(
-            f"{name!r} is not a valid name of a distribution (letters, digits, '.', '-' and '_'); nothing was written"
+            f"{name!r} is not a valid distribution name (letters, digits, '.', '-' and '_'); nothing was written"
         )
     if not re.fullmatch(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?", version):
-        raise ExportError(f"{version!r} is not a version such as 1.0 or 1.0.post1; nothing was written")
+        raise ExportError(f"{version!r} is not a valid version, such as 1.0 or 1.0.post1; nothing was written")
     package = re.sub(r"[-_.]+", "_", name).lower()
     package = package if package.isidentifier() else f"_{package}"
     info = f"{re.sub(r'[-_.]+', '_', name).lower()}-{version}.dist-info"
@@ -256,7 +256,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """An archive of files and their folders, which root owns and everyone reads."""
+    """Return a tar archive of files and their folders, owned by root and readable by everyone."""
     import tarfile
 
     content = io.BytesIO()
@@ -277,5 +277,5 @@ def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Write a file in one step."""
+    """Write a file atomically."""
     put_in_place(path, data, staged=f"{path}.{os.getpid()}.tmp", mode=0o666)

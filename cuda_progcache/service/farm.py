@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of compiles on an executor: a pool of processes, or a cluster whose workers publish to a tier that all share.
+"""Batches of compiles on an executor: a process pool, or a cluster whose workers publish to a shared tier.
 
-What is handed over is small and has no secrets: the names of what is wanted, and how it is compiled. What comes back
-are keys and times; the programs go where all look for them. Programs that begin with the same headers are compiled by
-one worker, in a row, so that it precompiles these once.
+The messages to workers are small and contain no secrets: the names of the programs and the compile settings. Workers
+return keys and times; the programs go to the shared cache. Programs that begin with the same headers go to one worker
+in a row, so that it precompiles these headers once.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
     from cuda_progcache.service.wanted import Job
     from cuda_progcache.store.base import ProgramCacheResource
 
-#: Programs that a worker is given at once, at most: behind the same headers, and light ones.
+#: The most programs in one task: programs that share precompiled headers, and light programs.
 _MOST_ALIKE, _MOST_LIGHT = 16, 8
-#: Portions beyond which a scheduler, at a millisecond each, would be what all wait for.
+#: The number of tasks from which a scheduler, at a millisecond per task, would become the bottleneck.
 _MANY = 5_000
 
 
 class Task(NamedTuple):
-    """What one worker is given.
+    """The jobs that one worker gets at once.
 
     Attributes
     ----------
     jobs : tuple of Job
-        Compiled in a row.
+        Compiled one after the other.
     precompile : bool
-        Whether behind the headers that they all begin with.
+        Whether to precompile the headers that all of them begin with.
     """
 
     jobs: tuple[Job, ...]
@@ -60,15 +60,15 @@ class Task(NamedTuple):
 
 
 def tasks(jobs: Sequence[Job], load_of: Callable[[Job], Load], workers: int) -> list[Task]:
-    """Jobs in portions: those that share headers together, heavy ones first, none so large that a worker lags behind.
+    """Divide jobs into tasks: jobs with the same headers together, heavy jobs first, no task so large that others wait.
 
     Parameters
     ----------
     jobs : sequence of Job
     load_of : callable
-        What a job asks of the front end.
+        Returns the front-end load of a job.
     workers : int
-        How many there are.
+        The number of workers.
     """
     groups: dict[str, list[Job]] = {}
     heavy: list[Job] = []
@@ -87,7 +87,7 @@ def tasks(jobs: Sequence[Job], load_of: Callable[[Job], Load], workers: int) -> 
         size = min(max(-(-len(group) // workers), WORTH_PRECOMPILING), _MOST_ALIKE)
         made += [Task(tuple(portion), precompile=True) for portion in _portions(group, size)]
     made += [Task((job,)) for job in heavy]
-    # Small ones, so that nobody waits for the last; of very many jobs larger ones, which a scheduler can hand out.
+    # Small tasks, so that no worker is waited for at the end; larger ones for very many jobs, to spare the scheduler.
     size = min(max(len(light) // (4 * workers), len(light) // _MANY, 1), _MOST_LIGHT)
     return made + [Task(tuple(portion)) for portion in _portions(light, size)]
 
@@ -100,21 +100,22 @@ def _portions(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
 def compile_on(executor: Executor, batch: Batch) -> None:
     """Compile all jobs of a batch on an executor.
 
-    What a worker that died was given is given to another one, a job at a time: so one that ends its worker fails
-    alone. If the executor itself breaks, as a pool does over one process that is killed, the rest is compiled here.
+    If a worker dies, the jobs of its task are submitted again one by one, so that a job that kills its worker fails
+    alone. If the executor itself breaks, as a process pool does when one of its processes is killed, the remaining jobs
+    are compiled in the current process.
 
     Parameters
     ----------
     executor : Executor
-        Whose workers can import this package, and find the library's folder where it is here.
+        Its workers must be able to import this package and have the library's folder at the same path.
     batch : Batch
-        Its compiler's cache has a directory, or tiers, that the workers share; ``workers`` is how many the executor
-        has: twice as many portions are out at a time.
+        The compiler's cache must have a directory or tiers that the workers share. ``workers`` is the number of the
+        executor's workers; twice as many tasks are submitted at a time.
 
     Raises
     ------
     ProgCacheError
-        The cache is in memory alone, where no worker could put anything.
+        If the cache is in memory only, where workers can't store programs.
     """
     compiler, workers = batch.compiler, batch.workers
     setup = _setup(compiler, batch.library)
@@ -127,7 +128,7 @@ def compile_on(executor: Executor, batch: Batch) -> None:
                 task = waiting[0]
                 messages = [{**job.wanted.message(), "precompile": task.precompile} for job in task.jobs]
                 out[executor.submit(work, setup, messages)] = task
-                waiting.popleft()  # only now: a pool that is found broken keeps none of it
+                waiting.popleft()  # only now: submit() raises if the pool is broken, and the task must not be lost
                 for job in task.jobs:
                     if job.index not in again:
                         batch.began(job)
@@ -138,12 +139,12 @@ def compile_on(executor: Executor, batch: Batch) -> None:
                 except BrokenExecutor:
                     waiting.appendleft(task)
                     raise
-                except (Exception, CancelledError) as error:  # noqa: BLE001 - a cluster's own, of a worker that died
+                except (Exception, CancelledError) as error:  # noqa: BLE001 - clusters raise their own if a worker dies
                     if len(task.jobs) > 1 or task.jobs[0].index not in again:
                         again.update(job.index for job in task.jobs)
                         waiting.extend(Task((job,)) for job in task.jobs)
                         continue
-                    answers = [{"error": f"no worker could do it: {trouble(error)}", "seconds": 0.0}]
+                    answers = [{"error": f"no worker could compile it: {trouble(error)}", "seconds": 0.0}]
                 for job, answer in zip(task.jobs, answers, strict=True):
                     batch.ended(job, relay(_had(compiler, answer)))
     except BrokenExecutor as error:
@@ -154,18 +155,18 @@ def compile_on(executor: Executor, batch: Batch) -> None:
     finally:
         for future in out:
             future.cancel()
-        _Compiling.close_all()  # of an executor whose workers are threads of this process
+        _Compiling.close_all()  # an executor's workers may be threads of the current process
 
 
 def _setup(compiler: CachedCompiler, library: KernelLibrary) -> dict[str, Any]:
-    """What a worker has to know. Secrets that were given as such stay here; those in variables and files are named."""
+    """Return the settings for workers. Secrets given literally are left out; those in variables or files are named."""
     settings = compiler.settings
     if settings is None:
         raise ProgCacheError(
-            "an executor's workers can't reach a cache in memory; give the service a directory or tiers"
+            "an executor's workers can't use a cache in memory; give the service a cache directory or tiers"
         )
     return {
-        # The settings of tiers themselves, whose pickles have no secrets, in the place of those for a child's pipe.
+        # TierSettings, whose pickles have no secrets, in place of the settings for a child's pipe, which have.
         "compiler": {**settings, "cache": {**settings["cache"], "tiers": tuple(getattr(compiler.cache, "tiers", ()))}},
         "library": library.settings,
         "asked_by": asked_by(),
@@ -176,18 +177,18 @@ def _setup(compiler: CachedCompiler, library: KernelLibrary) -> dict[str, Any]:
 
 
 def _had(compiler: CachedCompiler, answer: Answer) -> Answer:
-    """The answer, or an error where the program is nowhere that this cache would find it."""
+    """Return the answer, or an error if the program is in no store that the compiler's cache reads."""
     from cuda_progcache.store.tiers import behind
 
     digest = answer.get("digest")
     tiers = getattr(compiler.cache, "tiers", ())
-    if digest is None or any(tier.mode == "rw" for tier in tiers):  # the worker says whether one took it
+    if digest is None or any(tier.mode == "rw" for tier in tiers):  # the worker reports whether a tier took it
         return answer
     if _holds(compiler.cache, digest) or (tiers and any(_holds(store, digest) for store in behind.stores(tiers))):
         return answer
     error = (
-        f"it was compiled on {answer.get('host')}, and isn't in this cache: give the service a tier that its workers "
-        "share and may write to, or a directory that they share"
+        f"it was compiled on {answer.get('host')} but isn't in this cache; give the service a tier that its workers "
+        "share and can write to, or a directory that they share"
     )
     return {**answer, "error": error}
 
@@ -201,7 +202,7 @@ def _holds(store: ProgramCacheResource, digest: str) -> bool:
 
 
 def _tools() -> dict[str, str]:
-    """What makes keys here: the schema, and the compilers' files as far as they are installed."""
+    """Return what determines keys in the current process: the schema and the identities of the installed compilers."""
     from cuda_progcache.keys.schema import SCHEMA
     from cuda_progcache.keys.toolchain import LIBRARY_OF, toolchain
 
@@ -218,29 +219,29 @@ def _tools() -> dict[str, str]:
 
 
 def work(setup: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Compile on an executor's worker: called there, by its name.
+    """Compile a task's programs; this runs on an executor's worker.
 
     Parameters
     ----------
     setup : mapping
-        Of the batch.
+        The batch's settings.
     messages : sequence of mapping
-        What :meth:`~cuda_progcache.service.wanted.Wanted.message` gives, with ``"precompile"``.
+        The result of :meth:`~cuda_progcache.service.wanted.Wanted.message` and ``"precompile"``, per program.
 
     Returns
     -------
     list of mapping
-        An :data:`~cuda_progcache.service.batch.Answer` each, without bytes; ``"host"`` is where it was made.
+        An :data:`~cuda_progcache.service.batch.Answer` per program, without its bytes; ``"host"`` is the worker's host.
     """
     host = socket.gethostname()
     mine = _tools()
     for name, identity in setup["tools"].items():
         if mine.get(name) != identity:
-            had = mine.get(name, "not there")
-            error = f"{name} of the worker on {host} is another ({had}, and here {identity}): keys would be others, too"
+            had = mine.get(name, "not installed")
+            error = f"{name} differs on the worker's host {host} ({had}, not {identity}), so its keys would differ, too"
             return [{"error": error, "seconds": 0.0} for _ in messages]
     if not os.path.isdir(setup["library"]["path"]):
-        error = f"there is no kernel library at {setup['library']['path']} on {host}; share or install it there"
+        error = f"there is no kernel library at {setup['library']['path']} on {host}; share it or install it there"
         return [{"error": error, "seconds": 0.0} for _ in messages]
     answers: list[Answer] = []
     worker: _Compiling | None = None
@@ -260,16 +261,16 @@ def work(setup: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> lis
 
 
 class _Compiling:
-    """A process of the worker's that compiles, so that a compiler that crashes takes a job along and no worker.
+    """A process in which an executor's worker compiles, so that a compiler crash costs one job and not the worker.
 
-    It is kept for a while, for the next portion of the same batch, unless it has precompiled headers, which take much
-    memory.
+    The process is kept for :attr:`KEPT_FOR` seconds, for the next task of the same batch, unless it has precompiled
+    headers, which take a lot of memory.
     """
 
     KEPT_FOR = 30.0
 
     _lock = threading.Lock()
-    _idle: dict[str, list[_Compiling]] = {}  # noqa: RUF012 - of this worker, which isn't forked
+    _idle: dict[str, list[_Compiling]] = {}  # noqa: RUF012 - shared by the worker's threads on purpose
     _ends: threading.Timer
 
     def __init__(self, setup: Mapping[str, Any], name: str) -> None:
@@ -281,7 +282,7 @@ class _Compiling:
         if tiers:
             cache["tiers"] = [tier.for_child() for tier in tiers]
             if not os.path.isdir(cache["path"]):
-                cache["path"] = None  # another host, which keeps what it compiles where it does otherwise
+                cache["path"] = None  # another host: use its own default directory
         told = {key: setup[key] for key in ("library", "asked_by", "who", "events")}
         self.process = Worker(
             {**told, "compiler": {**compiler, "cache": cache}, "scratch": self._scratch, "publishes": bool(tiers)}
@@ -311,7 +312,7 @@ class _Compiling:
         with self._lock:
             kept = self._idle.get(self._name, [])
             if self not in kept:
-                return  # it was taken just now
+                return  # a task has just taken it
             kept.remove(self)
         self.close()
 
@@ -336,28 +337,28 @@ atexit.register(_Compiling.close_all)
 
 
 def workers_of(executor: Executor) -> int:
-    """How many workers an executor has, as far as it says; else the processors of this machine."""
+    """Return how many workers an executor reports, or the CPU count of the current machine if it reports none."""
     said = getattr(executor, "_max_workers", None)
     if said is None and (client := getattr(executor, "_client", None)) is not None:
-        said = sum(client.nthreads().values())  # distributed's
+        said = sum(client.nthreads().values())  # a Dask executor
     return max(int(said), 1) if said else os.cpu_count() or 1
 
 
 @contextmanager
 def dask(address: str) -> Iterator[Executor]:
-    """The executor of a Dask cluster, as long as the block runs.
+    """Provide the executor of a Dask cluster while the block runs.
 
     Parameters
     ----------
     address : str
-        Of its scheduler, ``tcp://host:8786``; or ``local:2``: a cluster of two processes on this machine.
+        The scheduler's address, ``tcp://host:8786``; or ``local:2`` for a cluster of two processes on this machine.
 
     Raises
     ------
     ProgCacheError
-        ``distributed`` isn't installed, or no scheduler answers there.
+        If ``distributed`` isn't installed or no scheduler answers at the address.
     ValueError
-        It is no such address.
+        If the address is invalid.
     """
     try:
         from distributed import Client, LocalCluster
@@ -366,7 +367,7 @@ def dask(address: str) -> Iterator[Executor]:
     kind, _, rest = address.partition(":")
     if kind == "local":
         if not rest.isdecimal() or int(rest) < 1:
-            raise ValueError(f"{address!r} isn't a local cluster; local:2 is one of two processes")
+            raise ValueError(f"{address!r} isn't a local cluster; write local:2 for a cluster of two processes")
         with (
             tempfile.TemporaryDirectory(prefix="progcache-dask-") as folder,
             LocalCluster(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hits put to the test: some are compiled again, in the background, and compared byte for byte.
+"""Checks of hits: a sample of the hits is compiled again in the background and compared byte for byte.
 
-The key is meant to hold all that decides what a compiler makes. This is how a mistake in that would show, or one in a
-shared cache that others fill: a hit that differs from a fresh compile is moved to the quarantine, counted, told as an
-event (``mismatch``) and as a warning.
+The key is meant to contain everything that determines the compiler's output. The check finds mistakes in the key, and
+wrong entries in a cache that others fill: a hit that differs from a fresh compile is moved to the quarantine, counted,
+and reported by a ``mismatch`` event and a warning.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.compiled import CompiledProgram
 
-#: Hits that wait to be checked, at most; more are passed over, since a cold compiler can't keep up with a warm cache.
+#: The most hits that wait to be checked; others are skipped, since compiling can't keep up with a warm cache.
 _WAITING = 16
 
 
 class HitCheckStats(NamedTuple):
-    """What became of the hits that were drawn.
+    """The outcomes of the hits that were drawn.
 
     Attributes
     ----------
     confirmed : int
         A fresh compile gave the same bytes and symbols.
     mismatched : int
-        It gave others, twice the same, for a key that still holds.
+        Two fresh compiles gave the same program, which differs from the hit, and the key still leads to the hit.
     inconclusive : int
-        A header or the compiler changed meanwhile, the compile failed, or two fresh compiles differ.
+        A header or the compiler changed in the meantime, the compile failed, or two fresh compiles differ.
     passed_over : int
-        Drawn while too many were waiting, or where there could be no thread to check it.
+        Not checked, because too many hits were waiting or no thread could be started.
     """
 
     confirmed: int = 0
@@ -51,30 +51,30 @@ class HitCheckStats(NamedTuple):
 
 
 class HitCheck:
-    """Draws hits and checks them in a thread of its own, which runs only while there is something to check.
+    """Draws hits and checks them in a background thread, which runs only while hits are waiting.
 
     Parameters
     ----------
     cache : store
-        Where the hits come from.
+        The store that the hits come from.
     rate : float
         Share of the hits to draw, 0 to 1.
 
     Notes
     -----
-    A process that ends waits for the check that is under way, a compile at most, and forgets those that wait.
+    When the process ends, it waits for the check in progress and drops the hits that are waiting.
     """
 
     def __init__(self, cache: Any, rate: float) -> None:
         self.cache = cache
         self.rate = rate
-        # Where it starts is left to chance: short processes that each see a few hits draw their share as well.
+        # A random start, so that short processes with a few hits each draw their share, too.
         self._owed = chance.random()
         self._reset()
         forks.in_child(self._reset)
 
     def _reset(self) -> None:
-        """Start anew, as in a forked child: the parent's thread isn't there, and its hits are the parent's to check."""
+        """Reset the state; a forked child does so, since it doesn't have the parent's thread or check its hits."""
         self._changed = threading.Condition()
         self._waiting: deque[tuple[CompiledProgram, Callable[[], CompiledProgram], Callable[[], Any]]] = deque()
         self._thread: threading.Thread | None = None
@@ -82,7 +82,7 @@ class HitCheck:
 
     @property
     def stats(self) -> HitCheckStats:
-        """What became of the hits drawn so far; in a forked child, since then."""
+        """The outcomes of the hits drawn so far; in a forked child, since the fork."""
         return self._stats
 
     def saw(
@@ -91,15 +91,15 @@ class HitCheck:
         compile_again: Callable[[], CompiledProgram],
         look_again: Callable[[], CompiledProgram | None],
     ) -> None:
-        """Note a hit, and maybe draw it.
+        """Count a hit, and draw it if its turn has come.
 
         Parameters
         ----------
         hit : CompiledProgram
         compile_again : callable
-            Compiles the same, past the cache.
+            Compiles the program without the cache.
         look_again : callable
-            Looks it up once more.
+            Looks the program up again.
         """
         if hit.digest is None:
             return
@@ -113,17 +113,17 @@ class HitCheck:
                 return
             self._waiting.append((hit, compile_again, look_again))
             if self._thread is None:
-                # No daemon: that would be abandoned in the middle of a check, and a wrong entry would stay.
+                # Not a daemon: it would be abandoned in the middle of a check, and a wrong entry would stay.
                 try:
                     self._thread = threading.Thread(target=self._work, name="cuda_progcache-hit-check", daemon=False)
                     self._thread.start()
-                except RuntimeError:  # there can be no more threads: the hit is used all the same
+                except RuntimeError:  # no more threads can be started; the hit is used unchecked
                     self._thread = None
                     self._waiting.clear()
                     self._count("passed_over")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all that was drawn is checked; False if that takes longer than ``timeout`` seconds."""
+        """Wait until all drawn hits are checked; return False if that takes longer than ``timeout`` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._thread is None, timeout)
 
@@ -154,7 +154,7 @@ class HitCheck:
             fresh = compile_again()
             if _same(hit, fresh):
                 return "confirmed"
-            # Before anything is called wrong: does the key still lead there, and is the compile itself repeatable?
+            # Before the hit is called wrong: does the key still lead to it, and is the compile repeatable?
             found = look_again()
             if found is None or found.digest != hit.digest or not _same(hit, found):
                 return "inconclusive"
@@ -168,15 +168,16 @@ class HitCheck:
     def _report(self, hit: CompiledProgram, fresh: CompiledProgram) -> None:
         digest = str(hit.digest)
         what = (
-            f"the cached {hit.target_type} has {len(hit.data)} bytes, a fresh compile gives {len(fresh.data)} others"
+            f"the cached {hit.target_type} ({len(hit.data)} bytes) "
+            f"differs from a fresh compile's ({len(fresh.data)} bytes)"
             if hit.data != fresh.data
-            else "the cached symbol mapping isn't a fresh compile's"
+            else "the cached symbol mapping differs from a fresh compile's"
         )
         try:
             self.cache.quarantine(digest)
             done = "it was moved to the quarantine"
         except KeyError:
-            done = "it is gone already"
+            done = "it was already removed"
         except (ProgCacheError, OSError) as error:
             done = f"it could not be moved to the quarantine: {error}"
         reasons = (what, done)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine could use of a cache or a bundle that was made elsewhere."""
+"""Whether the programs in a cache or a bundle made elsewhere are usable on the current machine."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR a
 
 
 class Host(NamedTuple):
-    """What programs are checked against.
+    """The properties of a machine and process that programs are checked against.
 
     Attributes
     ----------
     archs : tuple of str
-        Architectures of the devices, as ``"sm_90"``; empty where there are none: then any will do.
+        Architectures of the devices, such as ``"sm_90"``; if empty, the architecture isn't checked.
     tools : Mapping of str to frozenset of str
         Identities of the installed compiler files, by the names that records use.
     schema : str
-        Of the keys that this version makes.
+        The key schema of this version.
     environment : frozenset of str
-        ``NAME=value`` of the variables that reach what compilers make.
+        ``NAME=value`` of the environment variables that affect the compilers' output.
     cwd, pwd : str
-        The working directory, and its name in ``$PWD`` where that is another one.
+        The working directory, and ``$PWD`` if it is another name of that directory; otherwise empty.
     include_path : tuple of str
         Folders with headers.
     """
@@ -51,16 +51,16 @@ class Host(NamedTuple):
 
 
 class EntryCheck(NamedTuple):
-    """Whether one entry is of use here.
+    """The result of checking whether an entry is usable.
 
     Attributes
     ----------
     digest, name, target_type, arch : str
-        Of the program; empty where its record doesn't say.
+        The program's digest, name, target and architecture; empty if its record doesn't have them.
     usable : bool or None
-        ``None``: nobody can tell.
+        ``None`` if that is unknown.
     reasons : tuple of str
-        Why not, or why nobody can tell.
+        Why the entry isn't usable, or why that is unknown.
     """
 
     digest: str
@@ -72,7 +72,7 @@ class EntryCheck(NamedTuple):
 
 
 def this_host(archs: Iterable[str] | None = None, include_path: Iterable[str | os.PathLike[str]] = ()) -> Host:
-    """Look at this machine.
+    """Return the properties of the current machine and process.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def this_host(archs: Iterable[str] | None = None, include_path: Iterable[str | o
     Raises
     ------
     ArchError
-        One of ``archs`` isn't an architecture.
+        If one of ``archs`` is invalid.
     """
     asked = tuple(device_archs() if archs is None else [str(Arch.parse(arch)) for arch in archs])
     tools: dict[str, set[str]] = {}
@@ -93,10 +93,10 @@ def this_host(archs: Iterable[str] | None = None, include_path: Iterable[str | o
             for tool in toolchain(code_type, libdevice=libdevice):
                 tools.setdefault(tool.name, set()).add(tool.identity)
         except ToolchainError:
-            continue  # not installed: what made a program stands in for it
+            continue  # not installed: the compilers that made the programs are assumed
     folders = [os.path.abspath(folder) for folder in include_path]
     for headers in ("cuda", "cccl"):
-        with contextlib.suppress(ToolchainError):  # not installed: what was read of them isn't known here, and says so
+        with contextlib.suppress(ToolchainError):  # not installed: programs that read them are reported as unknown
             folders.append(header_root(headers))
     cwd, pwd = os.getcwd(), os.environ.get("PWD", "")
     return Host(
@@ -111,7 +111,7 @@ def this_host(archs: Iterable[str] | None = None, include_path: Iterable[str | o
 
 
 def device_archs() -> tuple[str, ...]:
-    """Architectures of the CUDA devices of this machine, as the driver tells; none without driver or device."""
+    """Return the architectures of this machine's CUDA devices, as the driver reports them; empty without a driver."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -136,21 +136,21 @@ def check(
     archs: Iterable[str] | None = None,
     include_path: Iterable[str | os.PathLike[str]] = (),
 ) -> tuple[EntryCheck, ...]:
-    """Say of each program in a bundle or a cache directory whether it is of use on this machine, and why not.
+    """Check whether each program in a bundle or a cache directory is usable on this machine, and why not.
 
-    A program is of use if it runs on a device (or is compiled further for it), and if the same program, compiled here
-    and in this working directory, would have its key: each component of the key is judged. Where a compiler isn't
-    installed, those that made the programs stand in for it.
+    A program is usable if it runs on a device (or can be compiled further for it), and if the same program, compiled on
+    this machine in the current working directory, would have the same key: each component of the key is checked. If a
+    compiler isn't installed, the compilers that made the programs are assumed.
 
     Parameters
     ----------
     path : str or os.PathLike
         A bundle file, or the root of a cache; it is only read.
     archs : iterable of str, optional
-        Architectures to check for (``"sm_90"``). Default: those of the devices present; where there are none, the
-        architecture is left out of the question.
+        Architectures to check for (``"sm_90"``). None: those of the devices present; if there are none, architectures
+        aren't checked.
     include_path : iterable of str or path
-        Folders with the programs' own headers. CUDA's and CCCL's are known.
+        Folders with the programs' own headers. Those of CUDA and CCCL are found if they are installed.
 
     Returns
     -------
@@ -160,18 +160,18 @@ def check(
     Raises
     ------
     BundleError
-        The file is no bundle.
+        If the file isn't a bundle.
     ArchError
-        One of ``archs`` isn't an architecture.
+        If one of ``archs`` is invalid.
     OSError
-        It can't be read.
+        If the bundle or cache can't be read.
     """
     host = this_host(archs, include_path)
     return tuple(_checked(digest, about, host, sets) for digest, about, sets in _records(os.fspath(path)))
 
 
 def _records(path: str) -> Iterator[tuple[str, CompileRecord, list[HeaderSet]]]:
-    """Digest, record and remembered header sets of every entry."""
+    """Yield the digest, record and known header sets of every entry."""
     if os.path.isdir(path):
         from cuda_progcache.store.derived import manifest_path
         from cuda_progcache.store.readonly import ReadOnlyProgramCache
@@ -197,7 +197,7 @@ def _sets(manifest: bytes | None) -> list[HeaderSet]:
     try:
         return [HeaderSet.from_json(one) for one in json.loads(manifest or b"")["sets"]]
     except (ValueError, KeyError, TypeError):
-        return []  # another format, or none: the record has the headers' digests
+        return []  # no manifest, or another format: the record has the headers' digests
 
 
 def check_record(
@@ -211,7 +211,7 @@ def check_record(
     record : mapping
     host : Host
     header_sets : sequence of HeaderSet
-        What the cache remembers of the headers of this program and of others like it.
+        The header sets in the manifest that the program shares with programs that differ only in their headers.
     """
     return _checked(digest, CompileRecord(record), host, header_sets)
 
@@ -230,7 +230,7 @@ def _checked(digest: str, about: CompileRecord, host: Host, header_sets: Sequenc
     return EntryCheck(digest, about.title, target, arch, usable, tuple(dict.fromkeys([*against, *unknown])))
 
 
-#: Labels of paths in a key, and what is at them. They are there because they are in what was compiled.
+#: Labels of the paths in a key, and their descriptions. A path is in the key only if it is in the compiler's output.
 _PATHS = {
     "include_path": "include directory",
     "source_folder": "source's folder",
@@ -242,7 +242,7 @@ _PATHS = {
 
 
 def _components_against(about: CompileRecord, host: Host) -> list[str]:
-    """Components of the key, but for the headers, that the same program wouldn't have here."""
+    """Return how the key's components, other than headers, differ from those of the same program on this host."""
     found = []
     variables = set()
     for full_label, value in about.components:
@@ -254,7 +254,8 @@ def _components_against(about: CompileRecord, host: Host) -> list[str]:
             here = host.tools.get(tool := label.removeprefix("tool "))
             if here is not None and value not in here:
                 found.append(
-                    f"compiled by another {tool} ({_short(value)}) than the one here ({_short(*sorted(here))})"
+                    f"compiled by another {tool} ({_short(value)}) than the one on this machine "
+                    f"({_short(*sorted(here))})"
                 )
         elif label == "environment":
             variables.add(value)
@@ -266,33 +267,37 @@ def _components_against(about: CompileRecord, host: Host) -> list[str]:
 
 
 def _place_against(label: str, value: str, host: Host) -> str | None:
-    """Why a path in the key doesn't hold on this machine; None if it does."""
+    """Return why a path in the key is wrong on this host; None if it is right."""
     if label == "cwd" and value != host.cwd:
-        return f"the working directory {value} is in what was compiled, and here it is {host.cwd}"
+        return f"the working directory {value} is in the compiled program, but the current one is {host.cwd}"
     if label == "pwd" and value != host.pwd:
-        return f"$PWD, {value}, is in what was compiled, and here it is {host.pwd or 'not set'}"
+        return (
+            f"$PWD, {value}, is in the compiled program, "
+            f"but $PWD is now {host.pwd or 'no other name of the working directory'}"
+        )
     if label == "debug_source" and os.path.dirname(value) != (here := debug_sources_dir()):
         return (
-            f"the folder of sources for debuggers, {os.path.dirname(value)}, is in what was compiled; here it is {here}"
+            f"the folder of sources for debuggers, {os.path.dirname(value)}, is in the compiled program, "
+            f"but the current one is {here}"
         )
     if label in _PATHS:
         place = value.split(" ", 1)[1] if value[:1].isdigit() and " " in value else value  # "0 include"
-        # A name needs no file, but a program that has it lies in that folder.
+        # A program's name needs no file, but its folder must exist.
         there = os.path.dirname(place) if label == "name_path" else place
         if not os.path.exists(os.path.join(host.cwd, there)):
-            return f"the {_PATHS[label]} {place} is in what was compiled, and isn't here"
+            return f"the {_PATHS[label]} {place} is in the compiled program, but doesn't exist on this machine"
     return None
 
 
 def _short(*identities: str) -> str:
-    """Identities of compiler files for reading: ``build-id:0123456789ab``."""
+    """Return the identities of compiler files, shortened for display: ``build-id:0123456789ab``."""
     return ", ".join(":".join(part[:12] for part in identity.split(":")[:2]) for identity in identities)
 
 
 def _headers_against(
     digest: str, about: CompileRecord, host: Host, header_sets: Sequence[HeaderSet]
 ) -> tuple[list[str], list[str]]:
-    """What speaks against the headers that there are here, and what can't be told."""
+    """Return how the headers on this host differ from those the program read, and which of them can't be found."""
     if not about.headers:
         return [], []
     own = [one for one in header_sets if one.entry == digest] or list(header_sets)
@@ -311,7 +316,7 @@ def _headers_against(
 
 
 def _search_path(headers: HeaderSet, about: CompileRecord, host: Host) -> tuple[SearchPath, list[str]]:
-    """Where a compile here would look, as far as that can be guessed; and the headers that are nowhere."""
+    """Guess the search path of a compile on this host; return it and the headers that it doesn't find."""
     places = [header.place for header in headers.headers]
     count = 1 + max(
         (index for root, index, _ in [*places, *headers.absent, *headers.present] if root == "I"), default=-1
@@ -335,13 +340,13 @@ def _search_path(headers: HeaderSet, about: CompileRecord, host: Host) -> tuple[
 
 
 def _fit(folder: str, wanted: Sequence[Header]) -> tuple[int, int]:
-    """How many of these headers a folder has just as they were, and how many at all."""
+    """Return how many of these headers a folder has unchanged, and how many it has at all."""
     digests = [(file_digest(os.path.join(folder, header.name)), header.digest) for header in wanted]
     return sum(here == there for here, there in digests), sum(here is not None for here, _ in digests)
 
 
 def _by_name(about: CompileRecord, host: Host) -> tuple[list[str], list[str]]:
-    """Judge headers by the names and digests that a record has, where nothing says in which directory each was."""
+    """Compare headers by the names and digests in a record, which doesn't say in which directory each header was."""
     folders = [host.cwd, *host.include_path]
     changed, missing = [], []
     for name, digest in about.headers:
@@ -356,21 +361,21 @@ def _by_name(about: CompileRecord, host: Host) -> tuple[list[str], list[str]]:
 
 def _differing(names: Sequence[str], of: int) -> str:
     verb, more = "differ" if len(names) > 1 else "differs", ", ..." if len(names) > 3 else ""
-    return f"{len(names)} of its {of} headers {verb} here: {', '.join(names[:3])}{more}"
+    return f"{len(names)} of its {of} headers {verb} on this machine: {', '.join(names[:3])}{more}"
 
 
 def _unknown(names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"where its header {names[0]}{more} lies here isn't known; name the folder (check -I DIR)"
+    return f"its header {names[0]}{more} can't be found on this machine; give its folder (check -I DIR)"
 
 
 def runs_on(arch: str, target_type: str, device: str) -> bool:
-    """Whether a program for ``arch`` can run on a device, compiled further where it isn't machine code yet.
+    """Return whether a program for ``arch`` can run on a device, after further compiling if it isn't machine code.
 
     Parameters
     ----------
     arch, device : str
-        As ``"sm_90"``. With ``a`` behind it, it is for this device alone; with ``f``, for its family.
+        Such as ``"sm_90"``. The suffix ``a`` means this architecture only, ``f`` its family.
     target_type : {"cubin", "ptx", "ltoir"}
     """
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JUnit reports, the form that CI servers show (``<testsuite>`` and ``<testcase>``, as Jenkins's schema has them)."""
+"""JUnit reports, the format that CI servers display (``<testsuite>`` and ``<testcase>``, as in Jenkins's schema)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """One program.
+    """The test case of one program.
 
     Attributes
     ----------
     suite, name : str
-        Its kernel, and its parameters and architecture.
+        The kernel; the parameters and architecture.
     seconds : float
     failure, skipped : str
-        Why; empty: neither.
+        Why the program failed or was skipped; empty if it wasn't.
     """
 
     suite: str
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], name: str, cases: Sequence[Case]) -> None:
-    """Write a report (OSError)."""
+    """Write a report; raises OSError if that fails."""
     from xml.etree import ElementTree as ET
 
     suite = ET.Element(
@@ -56,5 +56,5 @@ def write(path: str | os.PathLike[str], name: str, cases: Sequence[Case]) -> Non
 
 
 def _plain(text: str) -> str:
-    """Text without what XML 1.0 can't hold."""
+    """Return text with the characters that XML 1.0 doesn't allow replaced by U+FFFD."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

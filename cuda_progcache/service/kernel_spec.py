@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a manifest says about one kernel: its parameters, names, options and variants."""
+"""The specification of one kernel in a manifest: its parameters, names, options, launches and variants."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Parameter:
     Parameters
     ----------
     name : str
-        What templates call it.
+        The parameter's name in templates.
     type : {"int", "float", "bool", "str", "dtype"}
         A dtype is a NumPy name such as ``"float16"``.
     values : tuple, optional
-        All that is allowed.
+        The allowed values.
     default : optional
-        Without it the parameter has to be given.
+        Without a default, the parameter is required.
     min, max : int or float, optional
         The range of a number, both ends allowed.
     description : str
-        For people.
+        Text for display.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Parameter:
         Raises
         ------
         ParameterError
-            If the type is wrong or the value isn't allowed; the message names the nearest one that is.
+            If the type is wrong or the value isn't allowed; the message names the nearest allowed value.
         """
         value = self._typed(value)
         if self.values is not None and value not in self.values:
@@ -63,7 +63,7 @@ class Parameter:
                 f"{self.name} = {value!r} is not one of {allowed}"
                 + (f"; nearest: {near!r}" if near is not None else "")
             )
-        # Written so that a NaN is outside of every range.
+        # Written so that a NaN is outside every range.
         if self.min is not None and not value >= self.min:
             raise ParameterError(f"{self.name} = {value!r} is below its minimum; nearest: {self.min!r}")
         if self.max is not None and not value <= self.max:
@@ -100,14 +100,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A condition over the parameters, and what to say where it doesn't hold.
+    """A condition over the parameters, and the message if it doesn't hold.
 
     Parameters
     ----------
     require : str
         A Jinja2 expression.
     message : str
-        For people.
+        Text for display.
     """
 
     require: str
@@ -116,17 +116,17 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Launch:
-    """How an entry is launched: each field a number, or a Jinja2 expression over the parameters.
+    """The launch of an entry point: each field is a number, or a Jinja2 expression over the parameters.
 
     Parameters
     ----------
     threads : int or str
-        Threads of a block, at most; exactly as many where the kernel's text says so.
+        The largest number of threads per block, or the exact number if the kernel's description says so.
     min_blocks : int or str
-        Blocks that a multiprocessor has registers for, the second of ``__launch_bounds__``; 0 where the kernel leaves
-        it to the compiler.
+        Blocks per multiprocessor that registers must suffice for, the second argument of ``__launch_bounds__``; 0 if
+        the kernel leaves that to the compiler.
     shared_bytes : int or str
-        Dynamic shared memory of a block in bytes. Above 48 KiB the launcher has to ask for it first, with
+        Dynamic shared memory per block in bytes. Above 48 KiB, the launcher must first request it with
         ``cudaFuncAttributeMaxDynamicSharedMemorySize``.
     """
 
@@ -144,11 +144,11 @@ class KernelSpec:
     name : str
         The kernel's name in the library.
     templates : tuple of str
-        Template files; more than one are modules that are compiled to LTO-IR and linked.
+        Template files. If there are several, each is a module; they are compiled to LTO-IR and linked.
     description : str
-        For people.
+        Text for display.
     code_type : {"c++", "nvvm"}
-        What the templates make.
+        The language of the rendered templates.
     parameters : dict of str to Parameter
         In the manifest's order.
     entry_points : tuple of str
@@ -160,18 +160,18 @@ class KernelSpec:
     options : dict
         `ProgramOptions` fields.
     constraints : tuple of Constraint
-        Over the parameters.
+        Conditions over the parameters.
     launch : tuple of Launch
-        One for all entries, or one an entry in the order of `entry_points` and `name_expressions`; empty where the
-        manifest doesn't say.
+        One launch for all entry points, or one per entry point in the order of `entry_points` and `name_expressions`;
+        empty if the manifest has none.
     variants : tuple of dict
-        The parameters that each variant to prewarm sets; ``{}`` is the defaults.
+        The parameters that each variant to prewarm sets; ``{}`` means the defaults.
     min_arch : int, optional
-        The lowest compute capability, 80 for sm_80.
+        The lowest compute capability: 80 for sm_80.
     reference : str
-        NumPy expression, or statements that set ``out``, over the named inputs.
+        A NumPy expression, or statements that set ``out``, over the named inputs.
     tolerance : dict
-        ``rtol`` and ``atol``, for a comparison with the reference.
+        ``rtol`` and ``atol`` for comparing with the reference.
     """
 
     name: str
@@ -193,19 +193,21 @@ class KernelSpec:
     def bind(
         self, params: Mapping[str, Any] | None = None, environment: KernelEnvironment | None = None
     ) -> dict[str, Any]:
-        """Return all parameters with their values, defaults filled in, in the manifest's order.
+        """Return all parameters with their values, including defaults, in the manifest's order.
 
         Parameters
         ----------
         params : mapping, optional
-            The ones that differ from their defaults.
+            The parameters to set; the others have their defaults.
         environment : KernelEnvironment, optional
-            What evaluates the constraints: one with a bytecode cache has them compiled.
+            The environment that evaluates the constraints; its bytecode cache, if any, keeps them compiled.
 
         Raises
         ------
         ParameterError
-            If one is unknown, missing, of the wrong type or not allowed, or a constraint doesn't hold.
+            If a parameter is unknown, missing, of the wrong type or not allowed, or a constraint doesn't hold.
+        ManifestError
+            If a constraint can't be evaluated.
         """
         bound = self.fill(params or {})
         for constraint in self.constraints:
@@ -224,7 +226,7 @@ class KernelSpec:
     def launches(
         self, params: Mapping[str, Any] | None = None, environment: KernelEnvironment | None = None
     ) -> tuple[Launch, ...]:
-        """Return the launch of each entry for these parameters, all fields numbers; empty where the manifest has none.
+        """Return the launch of each entry point for these parameters, with numbers; empty if the manifest has none.
 
         Parameters
         ----------
@@ -234,9 +236,9 @@ class KernelSpec:
         Raises
         ------
         ParameterError
-            As `bind`.
+            As for `bind`.
         ManifestError
-            If an expression can't be evaluated, or its value isn't an int in the range of what a GPU can launch.
+            If an expression can't be evaluated, or its value isn't an int in the range that a GPU can launch.
         """
         bound = self.bind(params, environment)
         found = tuple(self._evaluated(launch, bound, environment) for launch in self.launch)
@@ -258,12 +260,12 @@ class KernelSpec:
         return Launch(**values)
 
     def fill(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return as `bind`, but leave the constraints unchecked.
+        """Return all parameters with their values, as `bind` does, without checking the constraints.
 
         Raises
         ------
         ParameterError
-            As `bind`.
+            As for `bind`.
         """
         for name in params:
             if name not in self.parameters:

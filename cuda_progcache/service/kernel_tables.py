@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel manifest's TOML, checked, and what it comes to.
+"""The decoder of kernel manifests: it reads and checks the TOML and makes the kernel specifications.
 
-Apart from :mod:`~cuda_progcache.service.kernel_spec`, since a library whose manifest was read before, and lies beside
-its compiled templates, needs none of it.
+This module is separate from :mod:`~cuda_progcache.service.kernel_spec`, since a library whose decoded manifest is
+cached with its compiled templates doesn't import it.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ PARAMETER_TYPES = ("int", "float", "bool", "str", "dtype")
 HEADER_ROOTS = ("cuda", "cccl")
 CODE_TYPES = ("c++", "nvvm")
 RESERVED = ("name", "arch", "target_type")
-"""The names that ``CompileService.kernel`` takes itself."""
+"""The names of ``CompileService.kernel``'s own arguments."""
 TEMPLATE_NAMES = frozenset(
     {*names.GLOBALS, *cuda_filters.GLOBALS, "self", "super", "loop", "caller", "varargs", "kwargs"}
     | {"true", "false", "none", "True", "False", "None"}
 )
-"""The names that mean something in every template: a parameter of such a name would hide it, or be hidden."""
+"""The names that have a meaning in every template; a parameter with such a name would hide it or be hidden."""
 OPTIONS = frozenset(one.name for one in fields(ProgramOptions)) - {"name", "arch"}
 
 
 def decode(content: bytes, file: str) -> dict[str, KernelSpec]:
-    """The kernels of a manifest.
+    """Return the kernels of a manifest.
 
     Parameters
     ----------
     content : bytes
-        TOML.
+        The manifest's TOML.
     file : str
-        Where it lies, for messages.
+        The manifest's path, for messages.
 
     Raises
     ------
     ManifestError
-        If it is wrong; the message names file, kernel and field.
+        If the manifest is invalid; the message names file, kernel and field.
     """
     try:
         table = tomllib.loads(content.decode())
@@ -69,25 +69,24 @@ def decode(content: bytes, file: str) -> dict[str, KernelSpec]:
 def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
     """Return the kernel of one ``[kernels.NAME]`` table.
 
-    Types, values, ranges, defaults and variants are checked here; constraints, which need Jinja2, when
-    parameters are bound.
+    This checks types, values, ranges, defaults and variants. Constraints are checked when parameters are bound.
 
     Parameters
     ----------
     name : str
-        The kernel's.
+        The kernel's name.
     table : object
-        As TOML gave it.
+        The table as the TOML parser returned it.
     where : str
         The manifest's file and the kernel, the start of each message.
 
     Raises
     ------
     ManifestError
-        With the field and, for a misspelled one, the nearest valid.
+        If the table is invalid; the message names the field and, if it is misspelled, the nearest valid field.
     """
     if not isinstance(table, dict):
-        raise ManifestError(f"{where}: must be a table, is {table!r}")
+        raise ManifestError(f"{where}: must be a table, not {table!r}")
     table = dict(table)
     check_fields(table, {*_fields(KernelSpec), "template"} - {"name"}, where)
     if ("template" in table) == ("templates" in table):
@@ -115,7 +114,7 @@ def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
         raise ManifestError(f"{where}, templates: the list is empty")
     entries = len(spec.entry_points) + len(spec.name_expressions)
     if len(spec.launch) not in {0, 1, entries}:
-        raise ManifestError(f"{where}, launch: give one for all entries or one for each of the {entries}")
+        raise ManifestError(f"{where}, launch: give one launch for all entry points, or one for each of the {entries}")
     required = [p.name for p in spec.parameters.values() if p.default is None]
     variants = []
     for number, variant in enumerate(spec.variants, 1):
@@ -126,19 +125,19 @@ def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
             raise ManifestError(f"{where}, variant {number}: {message}") from error
         variants.append({key: bound[key] for key in variant})
     if required and not variants:
-        raise ManifestError(f"{where}: {', '.join(required)} without default: list a variant that sets them")
+        raise ManifestError(f"{where}: no default for {', '.join(required)}; list a variant that sets them")
     return replace(spec, variants=tuple(variants))
 
 
 def _decode_parameter(name: str, table: object, where: str) -> Parameter:
     if name in TEMPLATE_NAMES:
-        raise ManifestError(f"{where}: {name!r} is a name of the templates' own; choose another, such as {name}_")
+        raise ManifestError(f"{where}: {name!r} has a meaning in every template; choose another name, such as {name}_")
     if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
         raise ManifestError(
-            f"{where}: the name must be a Python identifier, no keyword, and none of {', '.join(RESERVED)}"
+            f"{where}: the name must be a Python identifier, not a keyword, and not one of {', '.join(RESERVED)}"
         )
     if not isinstance(table, dict):
-        raise ManifestError(f"{where}: must be a table with a type, is {table!r}")
+        raise ManifestError(f"{where}: must be a table with a type, not {table!r}")
     check_fields(table, _fields(Parameter) - {"name"}, where)
     _check_choice(table.get("type"), PARAMETER_TYPES, f"{where}, type")
     raw: Parameter = _convert({**table, "name": name}, Parameter, where)
@@ -148,7 +147,7 @@ def _decode_parameter(name: str, table: object, where: str) -> Parameter:
     if len(limits) == 2 and limits[0] > limits[1]:
         raise ManifestError(f"{where}: min {raw.min} is above max {raw.max}")
     if raw.values is not None and not raw.values:
-        raise ManifestError(f"{where}: values is empty, nothing would be allowed")
+        raise ManifestError(f"{where}: values is empty, so no value would be allowed")
     try:
         free = replace(raw, values=None)
         values = None if raw.values is None else tuple(free.check(value) for value in raw.values)
@@ -160,12 +159,12 @@ def _decode_parameter(name: str, table: object, where: str) -> Parameter:
 
 
 def check_fields(table: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
-    """Refuse a field that the format doesn't have.
+    """Check that the format has all fields of a table.
 
     Raises
     ------
     ManifestError
-        With the nearest valid name.
+        If a field is unknown; the message names the nearest valid field.
     """
     valid = set(valid)
     for field in table:
@@ -195,7 +194,7 @@ def _check_choice(value: object, choices: tuple[str, ...], where: str) -> None:
 def _items(table: Mapping[str, Any], field: str, kind: type, where: str) -> Any:
     value = table.get(field, kind())
     if not isinstance(value, kind):
-        raise ManifestError(f"{where}, {field}: must be {'a table' if kind is dict else 'an array'}, is {value!r}")
+        raise ManifestError(f"{where}, {field}: must be {'a table' if kind is dict else 'an array'}, not {value!r}")
     return value
 
 
@@ -206,7 +205,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 @functools.cache
 def _schema(cls: Any) -> Any:
-    """The fields of a class as :mod:`msgspec` checks them; a table that holds instances of ours is beyond it."""
+    """Return the fields of a class as a :mod:`msgspec` struct; parameters, already decoded, are left unchecked."""
     hints = dict(_hints(cls))
     if cls is KernelSpec:
         constraint: Any = _schema(Constraint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One kernel of a library, rendered, on its way to a binary: what has to be compiled for it, and linked."""
+"""The compile unit of a rendered library kernel: the compiles it needs and the link, if any."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class KernelUnit:
-    """One rendered kernel for one architecture, on its way to one target: a compile, or compiles and a link.
+    """A rendered kernel, an architecture and a target: one compile, or one or more compiles and a link.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ class KernelUnit:
     target_type : {"cubin", "ptx", "ltoir"}
     header_policy : HeaderPolicy
     include_path : sequence of str
-        Folders in which headers are looked for before those that the manifest names.
+        Folders to search for headers before those that the manifest names.
 
     Raises
     ------
     ArchError
-        For an architecture that isn't one, or is below the kernel's ``min_arch``.
+        If the architecture is invalid or below the kernel's ``min_arch``.
     ValueError
-        For a target this kernel can't have.
+        If the kernel can't be compiled to this target.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class KernelUnit:
             self.inputs = self._inputs(modules[0], self.target_type)
 
     def obtain(self, cache: Any, policy: MissPolicy = PLAIN) -> CompiledProgram:
-        """Take it from the cache, or compile and publish it (raises CompileError, ToolchainError)."""
+        """Return the program from the cache, or compile and store it (raises CompileError, ToolchainError)."""
         rendered = self.rendered
         kernel = self._kernel(rendered.template_digests)
         if self.inputs is not None:
@@ -88,22 +88,22 @@ class KernelUnit:
 
     @property
     def kernel(self) -> dict[str, Any]:
-        """Its name and parameters, as JSON has them."""
+        """The kernel's name and parameters as JSON types."""
         return {"name": self.rendered.spec.name, "parameters": json_value(self.rendered.params)}
 
     def _kernel(self, template_digests: Mapping[str, str]) -> dict[str, Any]:
-        """What a record has of the kernel."""
+        """Return the kernel's part of a record."""
         return {
             **self.kernel,
             "templates": [{"name": name, "digest": digest} for name, digest in template_digests.items()],
         }
 
     def _part(self, module: RenderedModule) -> dict[str, Any]:
-        """What the record of a module that goes into a link has of the kernel."""
+        """Return the kernel's part of the record of a module to link."""
         return {**self._kernel(dict(sorted(module.template_digests.items()))), "module": module.name}
 
     def record_rendering(self, steps: Steps) -> None:
-        """Record that its source was rendered, of several modules each, beside the programs compiled from it."""
+        """Record the rendering of each module's source, beside the programs compiled from it."""
         from cuda_progcache.provenance.steps import record_rendering
         from cuda_progcache.store.compile_record import Kernel
 
@@ -115,32 +115,32 @@ class KernelUnit:
 
     @property
     def compiles(self) -> tuple[CompileInputs, ...]:
-        """What has to be compiled for it."""
+        """The inputs of each compile that the unit needs."""
         if self.inputs is not None:
             return (self.inputs,)
         return tuple(item.compile for item in self.link_inputs if item.compile is not None)
 
     def missing_entry_point(self, done: CompiledProgram) -> str | None:
-        """Return an entry point of the manifest that the binary doesn't have; None if it has all."""
+        """Return an entry point of the manifest that the binary lacks; None if it has all of them."""
         before, after = {"cubin": (b"\0", b"\0"), "ptx": (b".entry ", b"(")}.get(self.target_type, (b"", b""))
         names = self.rendered.entry_points if before else ()
         return next((name for name in names if before + name.encode() + after not in done.data), None)
 
     def wrong_entry_point(self, name: str) -> ManifestError:
-        """Return the error of a manifest that names an entry point which isn't there."""
+        """Return the error for an entry point that the manifest names and the binary lacks."""
         return ManifestError(
             f"kernel {self.rendered.spec.name!r}, entry_points: the compiled {self.target_type} has no {name!r}; "
-            'is it extern "C" __global__, and spelled so?'
+            'check its spelling, and that it is extern "C" __global__'
         )
 
     def digest_here(self, cache: Any, holds: Holds = holds) -> bytes | None:
-        """Its key, as far as it is known on this machine what its compiles read (ToolchainError)."""
+        """Return the key; None if the headers its compiles read aren't known on this machine (ToolchainError)."""
         if self.inputs is not None:
             return digest_here(base_key(self.inputs), cache, holds)
         return linked_digest_here(self.link_inputs, self._link_options(), self.target_type, cache, holds)
 
     def look_up(self, cache: Any, holds: Holds = holds) -> CompiledProgram | None:
-        """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
+        """Return the program from the cache; None if it would have to be compiled. Loads no compiler library."""
         if self.inputs is not None:
             return find(self.inputs, cache, holds)
         return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache, holds)
@@ -182,7 +182,7 @@ _SUFFIXES = {"c++": ".cu", "nvvm": ".ll"}
 
 
 def _template_lines(module: RenderedModule) -> Callable[[int, int | None], tuple[str, int] | None]:
-    """Line lookup into the template; the source map is made when the first line is asked for."""
+    """Return a lookup of template lines; the source map is made at the first call."""
     made: list[Any] = []
 
     def lookup(line: int, column: int | None) -> tuple[str, int] | None:
@@ -195,13 +195,14 @@ def _template_lines(module: RenderedModule) -> Callable[[int, int | None], tuple
 
 
 def require_arch(arch: object, spec: KernelSpec) -> Arch:
-    """Refuse what isn't an architecture, or is below what a kernel needs.
+    """Return the architecture if it is valid and not below the kernel's ``min_arch``.
 
     Raises
     ------
     ArchError
+        If it isn't.
     """
     known = known_arch(arch)
     if spec.min_arch is not None and known.capability < spec.min_arch:
-        raise ArchError(f"kernel {spec.name!r} needs sm_{spec.min_arch} or later; {arch} was asked for")
+        raise ArchError(f"kernel {spec.name!r} needs sm_{spec.min_arch} or later, not {arch}")
     return known

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lockfiles: the programs that a deploy needs, written down.
+"""Lockfiles: lists of the programs that a deploy needs.
 
-A lockfile is a JSON object with a program on each line, so that a diff of two shows which programs changed::
+A lockfile is a JSON object with one program per line, so that a diff of two lockfiles shows which programs changed::
 
     {
     "format": 1,
@@ -20,10 +20,10 @@ A lockfile is a JSON object with a program on each line, so that a diff of two s
     ]}
     }
 
-The same programs give the same bytes: kernels of the library first, by name, parameters, architecture and target; then
-programs from source, by name. Empty fields are left out. ``toolchain`` names the compilers' files that made the
-programs; ``sources`` has the text of those that aren't a library's, line by line. ``key`` is an entry's digest and
-``sha256`` that of its bytes; a program that wasn't compiled yet has neither.
+The same programs give the same bytes. Library kernels come first, sorted by name, parameters, architecture and target;
+programs from source follow, sorted by name. Empty fields are left out. ``toolchain`` lists the compiler files that made
+the programs. ``sources`` has the text of programs from source, line by line. ``key`` is the entry's digest and
+``sha256`` the digest of its bytes; a program that isn't compiled yet has neither.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ class Locked(NamedTuple):
     Attributes
     ----------
     kernel : str
-        Of the library; empty for a program from source.
+        The library kernel's name; empty for a program from source.
     parameters : mapping
-        The kernel's.
+        The kernel's parameters.
     name : str
-        Of a program from source; empty for a kernel.
+        The name of a program from source; empty for a kernel.
     arch, target, code_type : str
     name_expressions : tuple of str
     fields : mapping or None
-        Options of a program from source; None where they can't be written down.
+        The options of a program from source; None if they can't be stored in a lockfile.
     flags : tuple of str
-        What the compiler got, but for include directories.
+        The compiler's flags, without include directories.
     source : str
         SHA-256 of the source.
     headers : str
-        SHA-256 over the headers that were read; empty: none, or not known.
+        SHA-256 over the headers that were read; empty if there were none or they aren't known.
     key, sha256 : str
-        Of the entry; empty where it wasn't compiled yet.
+        The entry's digest and the SHA-256 of its bytes; empty if the program isn't compiled yet.
     """
 
     kernel: str = ""
@@ -90,7 +90,7 @@ class Locked(NamedTuple):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What it is, whatever it was compiled to; programs are sorted by it."""
+        """The program's identity, independent of the binary; programs are sorted by it."""
         arch = _arch_order(self.arch)
         if self.kernel:
             return (0, self.kernel, _json(self.parameters), arch, self.target, "")
@@ -98,13 +98,13 @@ class Locked(NamedTuple):
         return (1, self.name, self.code_type, arch, self.target, "\0".join(asked))
 
     def title(self) -> str:
-        """For people: kernel, parameters, architecture, and the target where it is no cubin."""
+        """Return a text for display: kernel, parameters, architecture, and the target if it isn't a cubin."""
         values = [f"{name}={value}" for name, value in self.parameters.items()]
         target = [] if self.target == "cubin" else [self.target]
         return " ".join([self.kernel or self.name, *values, self.arch, *target])
 
     def to_json(self) -> dict[str, Any]:
-        """Its line."""
+        """Return the program's line as a JSON object."""
         told: dict[str, Any] = {"kernel": self.kernel, "parameters": dict(self.parameters)} if self.kernel else {}
         if not self.kernel:
             told["name"] = self.name
@@ -116,7 +116,7 @@ class Locked(NamedTuple):
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Locked:
-        """What :meth:`to_json` gave (TypeError, ValueError: something else)."""
+        """Return the program that :meth:`to_json` described; raises TypeError or ValueError for anything else."""
         tuples = {name: tuple(told[name]) for name in ("name_expressions", "flags") if name in told}
         found = cls(**{**told, **tuples})
         if not (found.kernel or found.name) or not found.arch:
@@ -125,7 +125,7 @@ class Locked(NamedTuple):
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Locked:
-        """The program of a recording's line."""
+        """Return the program on a line of a recording."""
         kernel = line["kernel"] or ""
         return cls(
             kernel,
@@ -150,11 +150,11 @@ class Lock(NamedTuple):
     Attributes
     ----------
     programs : tuple of Locked
-        Sorted.
+        Sorted by identity.
     toolchain : tuple of (str, str)
-        Names and identities of the compilers' files that made them, sorted.
+        Names and identities of the compiler files that made the programs, sorted.
     sources : mapping of str to (str or bytes)
-        By SHA-256.
+        Source texts by their SHA-256.
     """
 
     programs: tuple[Locked, ...]
@@ -163,14 +163,15 @@ class Lock(NamedTuple):
 
     @classmethod
     def of_lines(cls, lines: Iterable[Mapping[str, Any]], more: Iterable[Locked] = ()) -> Lock:
-        """A lock of recorded programs.
+        """Return a lock of recorded programs.
 
         Parameters
         ----------
         lines : iterable of mapping
-            As :func:`cuda_progcache.compile.recording.read` gives them; of two lines of one program the later counts.
+            Lines as :func:`cuda_progcache.compile.recording.read` returns them. If a program has several, the last one
+            counts.
         more : iterable of Locked
-            Programs beside them, where no line has them.
+            Further programs; used if no line has them.
         """
         found = {program.identity: program for program in more}
         tools: set[tuple[str, str]] = set()
@@ -186,35 +187,35 @@ class Lock(NamedTuple):
 
     @property
     def keys(self) -> frozenset[str]:
-        """The entries' digests of the programs that were compiled."""
+        """The entries' digests of the compiled programs."""
         return frozenset(program.key for program in self.programs if program.key)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its text as :meth:`write` lays it out; a tier keeps the lockfile's pack under it."""
+        """SHA-256 of the lockfile as :meth:`write` writes it; a tier stores the lockfile's pack under this name."""
         return sha256(self._data()).hexdigest()
 
     def _data(self) -> bytes:
         return self.text().encode("utf-8", "surrogatepass")
 
     def wanted(self, program: Locked) -> Wanted:
-        """What has to be compiled for one of its programs; ``unmakeable`` where that isn't known."""
+        """Return what to compile for one of the programs; ``unmakeable`` is set if the lockfile doesn't have it."""
         if program.kernel:
             return Wanted(program.kernel, dict(program.parameters), program.arch, program.target)
         about = (program.name, dict[str, Any](), program.arch, program.target)
         code = self.sources.get(program.source)
         if program.code_type == "link":
-            why = f"{program.name} was linked from binaries that only the run which recorded it has"
+            why = f"{program.name} was linked from binaries that only the recorded run has"
         elif code is None or program.fields is None:
             what = "source" if code is None else "options"
-            why = f"the {what} of {program.name} can't be written down: only the run that recorded it has them"
+            why = f"the {what} of {program.name} can't be stored in a lockfile: only the recorded run can compile it"
         else:
             source = SourceProgram(program.name, program.code_type, program.fields, program.name_expressions, code)
             return Wanted(*about, source)
         return Wanted(*about, None, program.key, why)
 
     def text(self) -> str:
-        """The lockfile."""
+        """Return the lockfile's text."""
         toolchain = [_json({"name": name, "build": build}) for name, build in self.toolchain]
         programs = [_json(program.to_json()) for program in self.programs]
         parts = ["{", f'"format": {FORMAT},', _list("toolchain", toolchain, ","), _list("programs", programs, ",")]
@@ -231,7 +232,7 @@ class Lock(NamedTuple):
         return "\n".join(parts) + "\n"
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the lockfile in one step; one that says the same already is left alone (OSError)."""
+        """Write the lockfile atomically, unless the file already has the same bytes (raises OSError)."""
         target, data = os.path.abspath(os.fspath(path)), self._data()
         try:
             with open(target, "rb") as file:
@@ -248,9 +249,9 @@ class Lock(NamedTuple):
         Raises
         ------
         LockError
-            It is none, or of a later format.
+            If the file isn't a lockfile, or has another format version.
         OSError
-            It can't be read.
+            If it can't be read.
         """
         with open(path, "rb") as file:
             data = file.read()
@@ -258,7 +259,7 @@ class Lock(NamedTuple):
             told = json.loads(data.decode("utf-8", "surrogatepass"))
             known = told["format"]
             if known != FORMAT:
-                raise LockError(f"{path} is a lockfile of format {known!r}, and this version reads format {FORMAT}")
+                raise LockError(f"{path} is a lockfile of format {known!r}, but this version reads format {FORMAT}")
             programs = tuple(Locked.from_json(program) for program in told["programs"])
             toolchain = tuple((tool["name"], tool["build"]) for tool in told["toolchain"])
             sources = {digest: _code(code) for digest, code in told["sources"].items()}
@@ -273,14 +274,14 @@ class Lock(NamedTuple):
 def of_manifest(
     compiler: CachedCompiler, library: KernelLibrary, wanted: Sequence[Wanted]
 ) -> tuple[list[dict[str, Any]], list[Locked]]:
-    """What a library lists: lines of the programs that are in the cache, and those that aren't.
+    """Return a library's programs: lines for those in the cache, and locked programs for those that aren't.
 
-    Programs whose architecture the kernel rules out are left out.
+    Programs for architectures below the kernel's ``min_arch`` are left out.
 
     Raises
     ------
     ProgCacheError
-        One can't be rendered.
+        If a kernel can't be rendered.
     """
     from cuda_progcache.errors import ArchError
     from cuda_progcache.service.kernel_unit import KernelUnit, require_arch
@@ -324,7 +325,7 @@ def _list(name: str, lines: Sequence[str], end: str) -> str:
 
 
 def _json(value: Any) -> str:
-    # Escaped where a terminal or a diff would stumble: control characters, and what turns text around.
+    # Escape characters that confuse terminals and diffs: control, line separator and bidirectional characters.
     text = json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between two lockfiles: which programs' machine code changed, and which only their keys."""
+"""The differences between two lockfiles: the programs whose machine code changed, or only their keys."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
 
 class Change(NamedTuple):
-    """A program that two lockfiles don't have alike.
+    """A program that differs between two lockfiles.
 
     Attributes
     ----------
     title : str
         Kernel or name, parameters, architecture and target.
     status : {"code", "key", "bytes", "added", "removed", "unknown"}
-        ``"code"``: machine code differs, or PTX does. ``"key"``: only what it was compiled from. ``"bytes"``: the file
-        differs, and no machine code in it. ``"unknown"``: a binary isn't in the cache.
+        ``"code"``: the machine code or PTX differs. ``"key"``: only the key differs, the binary is the same.
+        ``"bytes"``: the binary differs, but not its machine code. ``"added"``, ``"removed"``: the program is in one
+        lockfile only. ``"unknown"``: a binary isn't in the cache.
     diff : ProgramDiff or None
-        What differs; None where a binary isn't in the cache, or the program is in one lockfile only.
+        The differences; None if a binary isn't in the cache or the program is in one lockfile only.
     before, after : EntryInfo or None
-        The entries; None where they aren't in the cache.
+        The entries; None if they aren't in the cache.
     missing : tuple of str
-        Of ``"before"`` and ``"after"``, those whose binary would be needed and isn't in the cache.
+        ``"before"`` or ``"after"`` or both: the binaries that are needed but aren't in the cache.
     """
 
     title: str
@@ -40,20 +41,20 @@ class Change(NamedTuple):
 
 
 def compare_locks(before: Lock, after: Lock, cache: Any, context: int = 3) -> list[Change]:
-    """What differs between the programs of two lockfiles, by their binaries in a cache.
+    """Return the differences between the programs of two lockfiles, using their binaries in a cache.
 
     Parameters
     ----------
     before, after : Lock
     cache : store or None
-        Where the binaries of both are; a program's is only looked at if the lockfiles say that it changed.
+        The cache with the binaries; only those of programs that differ between the lockfiles are read.
     context : int
-        Equal lines around each difference of the machine code.
+        Number of equal lines shown around each difference in the machine code.
 
     Returns
     -------
     list of Change
-        In the order of ``after``; what is gone comes last. Programs that are alike aren't there.
+        In the order of ``after``, removed programs last. Equal programs are left out.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def compare_locks(before: Lock, after: Lock, cache: Any, context: int = 3) -> li
 
 
 def _pairs(before: Lock, after: Lock) -> Iterator[tuple[Locked | None, Locked | None]]:
-    """The same program in both; of a program whose source was edited, the one that is most alike."""
+    """Yield pairs of the same program in both lockfiles; if its source was edited, all but the source must match."""
     old = {program.identity: program for program in before.programs}
     new = {program.identity for program in after.programs}
     edited: dict[tuple[Any, ...], list[Locked]] = {}
@@ -81,7 +82,7 @@ def _pairs(before: Lock, after: Lock) -> Iterator[tuple[Locked | None, Locked | 
 
 
 def _asked(program: Locked) -> tuple[Any, ...]:
-    """What was asked for, whatever the source said: the identity but for the source's digest."""
+    """Return the program's identity without the source's digest."""
     *about, rest = program.identity
     return (*about, rest.rpartition("\0")[0])
 

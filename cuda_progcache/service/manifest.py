@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel libraries: a folder of templates with a ``manifest.toml``.
+"""Kernel libraries: folders of templates with a ``manifest.toml``.
 
-The manifest is TOML, ``format = 1``; each ``[kernels.NAME]`` table has the fields of `KernelSpec`, with ``template``
-for a single file, and ``[kernels.NAME.parameters]`` those of `Parameter`.
+The manifest is TOML with ``format = 1``. Each ``[kernels.NAME]`` table has the fields of `KernelSpec`; ``template`` may
+replace ``templates`` for a single file. The tables in ``[kernels.NAME.parameters]`` have the fields of `Parameter`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class RenderedModule:
     Parameters
     ----------
     name : str
-        The kernel's name; of several modules, the template's without suffix.
+        The kernel's name; if the kernel has several modules, the template's name without suffix.
     source : str
-        What the compiler gets.
+        The source that is compiled.
     template : str
         The template file, relative to the library.
     template_digests : dict
-        ``{template file: sha256 of it}``: the template and what it includes.
+        ``{template file: SHA-256 of it}``, for the template and the templates it includes.
     """
 
     name: str
@@ -62,9 +62,9 @@ class RenderedModule:
     _params: Mapping[str, Any] = field(repr=False, compare=False)
 
     def source_map(self) -> SourceMap:
-        """Return where each line of `source` came from; renders again, so ask when there is an error to place.
+        """Return the source map of `source`: the template line of each line. This renders the template again.
 
-        The map is empty, with the reason, where it can't be known, for one because the template has been edited since.
+        The map is empty and has a reason if it can't be made, for example because the template was edited since.
         """
         from cuda_progcache.templates.source_map import SourceMap
 
@@ -86,15 +86,15 @@ class RenderedKernel:
     spec : KernelSpec
         The kernel.
     params : dict
-        All parameters, defaults filled in.
+        All parameters, including defaults.
     modules : tuple of RenderedModule
-        One, or several to link.
+        One module, or several to link.
     entry_points, name_expressions : tuple of str
-        For these parameters.
+        The names for these parameters.
     template_digests : dict
-        ``{template file: sha256 of it}``, includes too.
+        ``{template file: SHA-256 of it}``, for all templates and the templates they include.
     started, seconds : float
-        When it was rendered (since the epoch), and how long that took.
+        When rendering started (Unix time), and how long it took.
     """
 
     spec: KernelSpec
@@ -113,29 +113,29 @@ class KernelLibrary:
     Parameters
     ----------
     path : path or importlib.resources.abc.Traversable, optional
-        A folder with a ``manifest.toml``, or that file; a folder in an archive, as ``importlib.resources.files`` gives
-        it, is unpacked for as long as the process runs. Without it, the library that comes with the package.
+        A folder with a ``manifest.toml``, or that file. A folder in an archive, as ``importlib.resources.files``
+        returns it, is unpacked while the process runs. None: the library that comes with the package.
     bytecode_cache : BytecodeCache, path, "default" or None
-        Where compiled templates are kept between processes. By default in a directory of the user's own
-        (``CUDA_PROGCACHE_TEMPLATES``, ``off`` for none); where that can't be had, they are compiled in each process.
+        The cache of compiled templates. The default is a directory of the user (``CUDA_PROGCACHE_TEMPLATES``, ``off``
+        for none). If that directory can't be used, or with None, each process compiles the templates.
     generated_from : bool
-        Begin each source with a comment that names its template and digest; it is in the program's key then.
+        Begin each source with a comment that names its template and digest. The comment becomes part of the key.
     line_directives : bool
-        Have the compiler, ``-lineinfo`` and profilers name the lines of C++ templates; see `KernelEnvironment`.
+        Make the compiler, ``-lineinfo`` and profilers report the lines of C++ templates; see `KernelEnvironment`.
     options : mapping, optional
-        Compiler options for all of its kernels, before those of the manifest; ``{"lineinfo": True}``.
+        Compiler options for all kernels, such as ``{"lineinfo": True}``; the manifest's options override them.
     mode : {"rw", "ro", "off", "frozen"}, optional
-        How the default directory of compiled templates is used; None: as ``CUDA_PROGCACHE`` says.
+        How a directory of compiled templates is used; None: the mode in ``CUDA_PROGCACHE``.
 
     Attributes
     ----------
     environment : KernelEnvironment
-        Its templates.
+        The environment of the library's templates.
 
     Raises
     ------
     ManifestError
-        If there is no manifest or it is wrong; the message names file, kernel and field.
+        If the manifest doesn't exist or is invalid; the message names file, kernel and field.
     """
 
     def __init__(
@@ -171,14 +171,14 @@ class KernelLibrary:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The library's folder."""
         from pathlib import Path
 
         return Path(self._folder)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that make this library again, in another process."""
+        """The arguments that make the same library in another process."""
         environment = self.environment
         kept = environment.bytecode_cache
         return {
@@ -192,7 +192,7 @@ class KernelLibrary:
 
     @property
     def manifest(self) -> Path:
-        """The manifest's file."""
+        """The path of the manifest."""
         return self.path / "manifest.toml"
 
     @property
@@ -220,16 +220,16 @@ class KernelLibrary:
         return f"KernelLibrary({self._folder!r})"
 
     def render(self, kernel: str, /, **params: Any) -> RenderedKernel:
-        """Return a kernel's sources; parameters that aren't given have their defaults.
+        """Render a kernel's sources; omitted parameters have their defaults.
 
         Raises
         ------
         KernelNotFoundError
             If there is no such kernel.
         ParameterError
-            If a parameter is unknown or its value not allowed; nothing has been rendered then.
+            If a parameter is unknown or its value not allowed, before anything is rendered.
         TemplateError
-            If a template is missing or wrong, or refuses the parameters.
+            If a template is missing or invalid, or can't be rendered with these parameters.
         ManifestError
             If a name or a constraint in the manifest can't be evaluated.
         """
@@ -270,12 +270,12 @@ class KernelLibrary:
         return tuple(rendered)
 
     def launches(self, kernel: str, /, **params: Any) -> dict[str, Launch]:
-        """Return how each entry of a kernel is launched, by its name; empty where the manifest doesn't say.
+        """Return the launch of each entry point of a kernel, by name; empty if the manifest has none.
 
         Raises
         ------
         KernelNotFoundError, ParameterError, TemplateError, ManifestError
-            As `render`.
+            As for `render`.
         """
         spec = self[kernel]
         bound = spec.bind(params, self.environment)
@@ -283,11 +283,14 @@ class KernelLibrary:
         return dict(zip(names, spec.launches(bound, self.environment), strict=bool(spec.launch)))
 
     def undeclared(self, kernel: str) -> tuple[str, ...]:
-        """Return the names that a kernel's templates read but the manifest doesn't declare as its parameters.
+        """Return the names that a kernel's templates use but its manifest doesn't declare as parameters.
 
         Raises
         ------
-        KernelNotFoundError, TemplateError
+        KernelNotFoundError
+            If there is no such kernel.
+        TemplateError
+            If a template is missing or invalid.
         """
         spec = self[kernel]
         return tuple(sorted(self._used(spec) - set(spec.parameters)))
@@ -296,11 +299,11 @@ class KernelLibrary:
         return {name for template in spec.templates for name in self.environment.undeclared_parameters(template)}
 
     def check(self) -> list[str]:
-        """Return what is wrong with the library, a line each; an empty list if all is well.
+        """Check the library; return one line per problem, or an empty list.
 
-        Missing templates, names that templates use and the manifest doesn't declare, parameters that nothing uses,
-        wrong constraints, include paths and entry points that aren't there, variants twice, variants that don't render,
-        and what is likely a mistake in a template.
+        The problems are missing templates, names that templates use but the manifest doesn't declare, unused
+        parameters, invalid constraints, missing include paths and entry points, duplicate variants, variants that can't
+        be rendered, and likely mistakes in templates.
         """
         return [f"{spec.name}: {problem}" for spec in self for problem in self._check(spec)]
 
@@ -311,7 +314,7 @@ class KernelLibrary:
             yield str(error)
             return
         for name in sorted(used - set(spec.parameters)):
-            yield f"a template uses {name!r}, which is no parameter{did_you_mean(name, spec.parameters)}"
+            yield f"a template uses {name!r}, which is not a parameter{did_you_mean(name, spec.parameters)}"
         in_names = "\n".join((*spec.entry_points, *spec.name_expressions))
         try:
             used |= self.environment.from_string(in_names).undeclared()
@@ -321,13 +324,13 @@ class KernelLibrary:
             }
             for what, texts in expressions.items():
                 for name in sorted(set().union(*map(expression_names, texts)) - set(spec.parameters)):
-                    yield f"{what} uses {name!r}, which is no parameter{did_you_mean(name, spec.parameters)}"
+                    yield f"{what} uses {name!r}, which is not a parameter{did_you_mean(name, spec.parameters)}"
         except TemplateError as error:
             yield str(error)
             return
         for name in spec.parameters:
             if name not in used:
-                yield f"nothing uses parameter {name!r}"
+                yield f"parameter {name!r} is not used"
         paths = spec.options.get("include_path") or ()
         for path in (paths,) if isinstance(paths, str) else paths:
             if not os.path.isdir(path):
@@ -359,7 +362,7 @@ class KernelLibrary:
                 if not found and "__global__" in sources and "##" not in sources:
                     yield f"{label}: the source has no entry point {symbol!r}"
             if rendered.params in seen and label != "the defaults":
-                yield f"{label} ({variant}) is there twice"
+                yield f"{label} ({variant}) is a duplicate"
             if label != "the defaults":
                 seen.append(rendered.params)
 
@@ -374,7 +377,7 @@ def _default_bytecode_cache(mode: str | None) -> BytecodeCache | None:
         return BytecodeCache(directory, mode=mode)
     except StoreError as error:
         if wanted("drop"):
-            reason = f"compiled templates are not kept: {error.strerror}: {directory}"
+            reason = f"compiled templates are not cached: {error.strerror}: {directory}"
             emit(Event("drop", "kernel templates", "bytecode", "", reasons=(reason,)))
         return None
 
@@ -382,7 +385,7 @@ def _default_bytecode_cache(mode: str | None) -> BytecodeCache | None:
 def bundled_library() -> Path:
     """Return the folder of the library that comes with the package.
 
-    In an installed package it lies inside (``cuda_progcache/kernels``), in a checkout beside the package.
+    An installed package contains it (``cuda_progcache/kernels``); in a checkout, it is next to the package.
 
     Raises
     ------
@@ -408,7 +411,7 @@ def _bundled_folder() -> str:
     for folder in candidates:
         if os.path.isfile(os.path.join(folder, "manifest.toml")):
             return folder
-    if not os.path.isdir(package):  # the package lies in an archive
+    if not os.path.isdir(package):  # the package is in an archive
         from importlib.resources import files
 
         if (packed := files("cuda_progcache") / "kernels").is_dir():
@@ -419,7 +422,7 @@ def _bundled_folder() -> str:
 
 
 def _read(file: str, kept: BytecodeCache | None) -> dict[str, KernelSpec]:
-    """The kernels of a manifest: as they were decoded before, where that is kept with the compiled templates."""
+    """Return the kernels of a manifest, decoded or, if possible, loaded from the cache of compiled templates."""
     try:
         with open(file, "rb") as stream:
             content = stream.read()
@@ -444,11 +447,11 @@ def _read(file: str, kept: BytecodeCache | None) -> dict[str, KernelSpec]:
     return kernels
 
 
-_PATHS = ("include_path",)  # what is pre-included is looked for there
+_PATHS = ("include_path",)  # not pre_include: those headers are searched for in include_path
 
 
 def _placed(spec: KernelSpec, folder: str, options: Mapping[str, Any]) -> KernelSpec:
-    """Return a kernel with more options, whose own name files in the library, wherever the process is."""
+    """Return a kernel with the library's options added and its include paths made absolute, relative to the library."""
     placed = {name: _inside(folder, spec.options[name]) for name in _PATHS if name in spec.options}
     return replace(spec, options={**options, **spec.options, **placed}) if placed or options else spec
 
@@ -460,7 +463,7 @@ def _inside(folder: str, paths: Any) -> Any:
 
 
 def _decoder() -> str | None:
-    """A digest of what makes specifications of a manifest; None where it isn't there as files."""
+    """Return a digest of the code that decodes manifests; None if the package isn't installed as files."""
     try:
         sources = [_source_beside(name) for name in ("kernel_spec.py", "kernel_tables.py")]
     except OSError:

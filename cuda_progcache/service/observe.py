@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process's caches do, told to Prometheus and to OpenTelemetry: listeners on :func:`cuda_progcache.subscribe`.
+"""Exporters of a process's cache activity to Prometheus and OpenTelemetry, over :func:`cuda_progcache.subscribe`.
 
 >>> from cuda_progcache.service.observe import to_prometheus
 >>> stop = to_prometheus()  # doctest: +SKIP
 
-Their libraries are the extras ``metrics`` and ``telemetry``, imported when a listener is made.
+The client libraries are the extras ``metrics`` and ``telemetry``; they are imported when an exporter is started.
 """
 
 from __future__ import annotations
@@ -22,65 +22,65 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.tiers.tally import TierStats
 
-#: Bounds of the buckets of compile times, in seconds.
+#: Bucket bounds for compile times, in seconds.
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: What is told of a tier: a metric's name without its prefix, a field of TierStats, and what it counts.
+#: The metrics of a tier: the metric's name without its prefix, the field of TierStats, and what it counts.
 _OF_TIERS = (
-    ("hits", "hits", "look-ups that found a program"),
-    ("misses", "misses", "look-ups that found none"),
+    ("hits", "hits", "lookups that found a program"),
+    ("misses", "misses", "lookups that found none"),
     ("errors", "errors", "calls that failed"),
     ("timeouts", "timeouts", "calls that ran out of time"),
-    ("skipped", "skipped", "calls that weren't made while the tier was out of use"),
-    ("corrupt", "corrupt", "objects that weren't what was asked for"),
-    ("untrusted", "untrusted", "objects that nobody who is trusted had signed"),
+    ("skipped", "skipped", "calls skipped while the tier was out of use"),
+    ("corrupt", "corrupt", "objects other than those requested"),
+    ("untrusted", "untrusted", "objects without a trusted signature"),
     ("stored", "stored", "objects written"),
-    ("dropped", "dropped", "objects given up"),
-    ("read_bytes", "bytes_in", "bytes of objects that were read"),
-    ("written_bytes", "bytes_out", "bytes of objects that were written"),
-    ("call_seconds", "seconds", "seconds that the tier's answers took"),
+    ("dropped", "dropped", "objects that couldn't be written"),
+    ("read_bytes", "bytes_in", "bytes of objects read"),
+    ("written_bytes", "bytes_out", "bytes of objects written"),
+    ("call_seconds", "seconds", "seconds waited for the tier's answers"),
 )
 
 
 def to_prometheus(registry: CollectorRegistry | None = None) -> Callable[[], None]:
-    """Export what the caches of this process do as Prometheus metrics.
+    """Export the cache activity of the current process as Prometheus metrics.
 
     ================================== ======================== =====================================================
     metric                             labels                   counts
     ================================== ======================== =====================================================
-    ``progcache_events_total``         kind, target, arch       what :class:`~cuda_progcache.Event` tells, by its kind
-    ``progcache_compile_seconds``      target, arch             what compiles took (a histogram)
+    ``progcache_events_total``         kind, target, arch       events (:class:`~cuda_progcache.Event`), by kind
+    ``progcache_compile_seconds``      target, arch             compile times in seconds (a histogram)
     ``progcache_saved_seconds_total``  target, arch             compile time that hits saved, in seconds
-    ``progcache_tier_..._total``       tier                     of each tier in use: hits, misses, errors, timeouts,
+    ``progcache_tier_..._total``       tier                     for each tier in use: hits, misses, errors, timeouts,
                                                                 skipped, corrupt, untrusted, stored, dropped,
                                                                 read_bytes, written_bytes, call_seconds
-    ``progcache_tier_open``            tier                     1 while the tier is left alone
+    ``progcache_tier_open``            tier                     1 while the tier is out of use
     ================================== ======================== =====================================================
 
-    No label has a program's name or a reason: there may be any number of them. Those are in logs and spans.
+    Program names and reasons aren't labels, since their number is unbounded; they are in logs and spans.
 
     Parameters
     ----------
     registry : prometheus_client.CollectorRegistry, optional
-        None: the default one.
+        None: the default registry.
 
     Returns
     -------
     callable
-        Ends it, and takes the metrics out of the registry.
+        Stops the export and removes the metrics from the registry.
 
     Raises
     ------
     ImportError
-        ``prometheus-client`` isn't installed.
+        If ``prometheus-client`` isn't installed.
     ValueError
-        The registry has these metrics already.
+        If the registry has these metrics already.
     """
     from prometheus_client import REGISTRY, Counter, Histogram
 
     place = REGISTRY if registry is None else registry
     about = ("target", "arch")
-    events = Counter("progcache_events", "What program caches did, by kind.", ("kind", *about), registry=place)
-    compiles = Histogram("progcache_compile_seconds", "What compiles took.", about, buckets=_SECONDS, registry=place)
+    events = Counter("progcache_events", "Cache events, by kind.", ("kind", *about), registry=place)
+    compiles = Histogram("progcache_compile_seconds", "Compile time, seconds.", about, buckets=_SECONDS, registry=place)
     saved = Counter("progcache_saved_seconds", "Compile time that hits saved, in seconds.", about, registry=place)
     tiers = _Tiers()
     place.register(tiers)
@@ -104,18 +104,18 @@ def to_prometheus(registry: CollectorRegistry | None = None) -> Callable[[], Non
 
 
 class _Tiers:
-    """Asks the tiers of this process for their counts when Prometheus does; opens none, and asks no service."""
+    """Collects the counts of the process's open tiers for Prometheus; it opens no tier and sends no requests."""
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         known = _tiers_in_use()
         for name, source, counts in _OF_TIERS:
-            family = CounterMetricFamily(f"progcache_tier_{name}", f"Of a tier: {counts}.", labels=["tier"])
+            family = CounterMetricFamily(f"progcache_tier_{name}", f"Per tier: {counts}.", labels=["tier"])
             for tier in known:
                 family.add_metric([tier.name], getattr(tier, source))
             yield family
-        gauge = GaugeMetricFamily("progcache_tier_open", "1 while a tier is left alone.", labels=["tier"])
+        gauge = GaugeMetricFamily("progcache_tier_open", "1 while a tier is out of use.", labels=["tier"])
         for tier in known:
             gauge.add_metric([tier.name], float(tier.state != "closed"))
         yield gauge
@@ -129,26 +129,26 @@ def _tiers_in_use() -> list[TierStats]:
 
 
 def to_opentelemetry(provider: TracerProvider | None = None) -> Callable[[], None]:
-    """Export what the caches of this process do as OpenTelemetry spans and events.
+    """Export the cache activity of the current process as OpenTelemetry spans and events.
 
-    A compile is a span ``progcache.compile``, a child of the one that is current where it happened. All else is an
-    event of the current span: ``progcache.hit``, ``progcache.miss`` with its reasons, and so on. Attributes:
-    ``progcache.name``, ``.target``, ``.arch``, ``.digest``, ``.reasons``, ``.seconds``.
+    A compile is a span ``progcache.compile``, a child of the current span. Everything else is an event of the current
+    span: ``progcache.hit``, ``progcache.miss`` with its reasons, and so on. The attributes are ``progcache.name``,
+    ``.target``, ``.arch``, ``.digest``, ``.reasons`` and ``.seconds``.
 
     Parameters
     ----------
     provider : opentelemetry.trace.TracerProvider, optional
-        None: the global one.
+        None: the global provider.
 
     Returns
     -------
     callable
-        Ends it.
+        Stops the export.
 
     Raises
     ------
     ImportError
-        ``opentelemetry-api`` isn't installed.
+        If ``opentelemetry-api`` isn't installed.
     """
     from opentelemetry import trace
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which compile of a batch is done next, by whom, and how: decisions alone, nothing is compiled here.
+"""The plan of a batch: which compile is next, which worker does it, and how. This module decides but doesn't compile.
 
-NVRTC lets go of the interpreter's lock, so light compiles go side by side in threads. Front ends that read a hundred
-headers and more stand in each other's way in one process (two threads take 0.9 of the time of one, two processes 0.45),
-and where several of them begin with the same includes, a process of their own can precompile these
-(:mod:`cuda_progcache.compile.precompiled`).
+NVRTC releases the GIL, so light compiles run in parallel threads. Front ends that read a hundred headers or more slow
+each other down in one process: two threads take 0.9 of the time of one, two processes 0.45. If several compiles begin
+with the same includes, a worker process can precompile these (:mod:`cuda_progcache.compile.precompiled`).
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-#: Compiles over the same includes from which a precompiled header pays: making one costs 0.6 of a compile, and each
-#: further compile takes 0.4 of one.
+#: The number of compiles with the same includes from which a precompiled header pays: making the header costs 0.6 of a
+#: compile, and each further compile takes 0.4 of one.
 WORTH_PRECOMPILING = 3
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a compile asks of the front end.
+    """The load that a compile puts on the front end.
 
     Attributes
     ----------
     heavy : bool
         Whether it reads many headers.
     prefix : str or None
-        Names the includes that it begins with, its flags and its search path; None where these can't be precompiled.
+        An identifier of its leading includes, flags and search path; None if the includes can't be precompiled.
     """
 
     heavy: bool
@@ -39,7 +38,7 @@ class Load:
 
 
 class Step(NamedTuple, Generic[T]):
-    """A job, and whether to do it behind a precompiled header."""
+    """A job, whether to compile it with a precompiled header, and the prefix of that header."""
 
     job: T
     precompile: bool
@@ -47,19 +46,18 @@ class Step(NamedTuple, Generic[T]):
 
 
 class Plan(Generic[T]):
-    """The jobs of a batch, handed out one by one to any number of workers: heavy ones first.
+    """The jobs of a batch, handed out one by one to any number of workers, heavy jobs first.
 
     Parameters
     ----------
     jobs : sequence
-        What is to be done.
     load_of : callable
-        The :class:`Load` of a job.
+        Returns the :class:`Load` of a job.
 
     Notes
     -----
-    A worker stays with the includes that it has precompiled; another one joins it only where enough is left for both.
-    Nothing is shared out in advance, so that no worker is left with a long tail.
+    A worker stays with the includes that it has precompiled. Another worker precompiles the same includes only if
+    enough jobs are left for both. No job is assigned in advance, so no worker is left with a long tail.
     """
 
     def __init__(self, jobs: Sequence[T], load_of: Callable[[T], Load]) -> None:
@@ -77,25 +75,25 @@ class Plan(Generic[T]):
         for prefix in [p for p, group in self._groups.items() if len(group) < WORTH_PRECOMPILING]:
             heavy += self._groups.pop(prefix)
         self.heavy = len(heavy) + sum(map(len, self._groups.values()))
-        """How many of the jobs are heavy."""
+        """The number of heavy jobs."""
         self._single = deque([*heavy, *light])
 
     @property
     def precompiles(self) -> bool:
-        """Whether any of the jobs is to be done behind a precompiled header."""
+        """Whether any jobs are to be compiled with a precompiled header."""
         return bool(self._groups)
 
     def wants_processes(self, workers: int) -> bool:
-        """Whether processes of their own pay for these jobs, with so many workers."""
+        """Whether worker processes pay for these jobs and this number of workers."""
         return self.precompiles or (workers > 1 and self.heavy > 1)
 
     def take(self, held: str | None = None) -> Step[T] | None:
-        """The next job; None when there is none left.
+        """Return the next job; None if no jobs are left.
 
         Parameters
         ----------
         held : str or None
-            The prefix that this worker has precompiled last.
+            The prefix that the calling worker precompiled last.
         """
         with self._lock:
             prefix = held if self._groups.get(held or "") else self._largest_group()
@@ -109,12 +107,12 @@ class Plan(Generic[T]):
             return Step(self._single.popleft(), precompile=False, prefix=None) if self._single else None
 
     def _largest_group(self) -> str | None:
-        """The prefix with the most jobs left for each worker that is at it."""
+        """Return the prefix with the most jobs left per worker, counting the worker that would join."""
         left = {p: len(group) / (self._workers.get(p, 0) + 1) for p, group in self._groups.items() if group}
         return max(left, key=lambda prefix: left[prefix]) if left else None
 
     def cancel(self) -> None:
-        """Hand out nothing more."""
+        """Discard the jobs that are left."""
         with self._lock:
             self._groups.clear()
             self._single.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile a library's variants ahead of time, so that nothing is compiled at run time."""
+"""Prewarming: compiling programs into a cache ahead of time, so that nothing is compiled at run time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.wanted import SourceUnit
 
-#: Programs that are asked for together, of a store beyond this machine.
+#: How many programs are fetched from the tiers at once.
 _FETCHED = 500
 
 Progress = Callable[["PrewarmItem", int, int], None]
@@ -40,7 +40,7 @@ _COUNTED = ("compiled", "hits", "failed", "skipped", "missing")
 
 @dataclass(frozen=True)
 class PrewarmItem:
-    """What became of one variant for one architecture.
+    """The outcome of one variant for one architecture.
 
     Attributes
     ----------
@@ -49,22 +49,22 @@ class PrewarmItem:
         The parameters it sets; the others have their defaults.
     arch : str
     status : {"hit", "compiled", "failed", "skipped", "missing"}
-        Skipped: the kernel needs a later architecture. Missing: of a dry run, it would have to be compiled. In a call
-        of ``on_start``: ``"compiling"``.
+        ``"skipped"``: the kernel needs a later architecture. ``"missing"``: a real run would compile it (in a dry run
+        only). In calls of ``on_start``: ``"compiling"``.
     seconds : float
-        Wall time it took now.
+        Wall time that the variant took in this run.
     saved : float
-        Seconds of compiling that a hit saved.
+        Compile time in seconds that a hit saved.
     size : int
-        Bytes of the binary.
+        Size of the binary in bytes.
     digest : str or None
-        Digest of its entry.
+        The digest of its entry.
     error : str or None
         Why it failed or was skipped.
     target : str
-        ``"cubin"``, or what else a lockfile asks for.
+        The target: ``"cubin"``, unless a lockfile asks for another one.
     reasons : tuple of str
-        Of what is missing: what differs from the nearest program that is there.
+        If missing: the differences from the nearest program in the cache.
     """
 
     kernel: str
@@ -82,19 +82,19 @@ class PrewarmItem:
 
 @dataclass(frozen=True)
 class PrewarmReport:
-    """What a prewarm did.
+    """The result of a prewarm.
 
     Attributes
     ----------
     items : tuple of PrewarmItem
-        In the manifest's order: kernel, variant, architecture.
+        In the order of the manifest (kernel, variant, architecture) or of the lockfile.
     archs : tuple of str
     seconds : float
-        Wall time of the whole.
+        Wall time of the prewarm.
     jobs : int
-        How many were compiled at once.
+        How many programs were compiled at once.
     call : str or None
-        Under which the run is recorded in the service's ``calls``; None where the cache keeps no records.
+        The key of the run's record in the service's ``calls``; None if the run wasn't recorded.
     """
 
     items: tuple[PrewarmItem, ...]
@@ -108,51 +108,51 @@ class PrewarmReport:
 
     @property
     def compiled(self) -> int:
-        """How many were compiled now."""
+        """The number of programs compiled in this run."""
         return self._count("compiled")
 
     @property
     def hits(self) -> int:
-        """How many were in the cache already."""
+        """The number of programs that were in the cache already."""
         return self._count("hit")
 
     @property
     def failed(self) -> int:
-        """How many could not be had."""
+        """The number of programs that failed."""
         return self._count("failed")
 
     @property
     def skipped(self) -> int:
-        """How many a kernel's ``min_arch`` rules out."""
+        """The number of programs skipped because of the kernel's ``min_arch``."""
         return self._count("skipped")
 
     @property
     def missing(self) -> int:
-        """How many a dry run would have had to compile."""
+        """The number of programs that a dry run found missing."""
         return self._count("missing")
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed: what was asked for lies in the cache."""
+        """Whether no program failed."""
         return self.failed == 0
 
     @property
     def bytes(self) -> int:
-        """Size of all the binaries."""
+        """The total size of the binaries."""
         return sum(item.size for item in self.items)
 
     @property
     def compile_seconds(self) -> float:
-        """Time spent compiling, added up over the workers."""
+        """The total compile time of all workers, in seconds."""
         return sum(item.seconds for item in self.items if item.status == "compiled")
 
     @property
     def saved_seconds(self) -> float:
-        """Compile time that the hits saved."""
+        """The compile time in seconds that the hits saved."""
         return sum(item.saved for item in self.items)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON: the counts and sums above, and every item."""
+        """Return the report as JSON types: the counts, the sums and every item."""
         told = {"ok": self.ok, "call": self.call, "archs": list(self.archs), **self._figures()}
         return {**told, "items": [json_value(asdict(item)) for item in self.items]}
 
@@ -175,9 +175,10 @@ def prewarm(
     executor: Executor | None = None,
     lock: Lock | None = None,
 ) -> PrewarmReport:
-    """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded.
+    """Compile programs into a cache; see :meth:`CompileService.prewarm`.
 
-    ``lock`` is the lockfile if all of it is wanted: a tier may have its pack.
+    ``archs`` and ``kernels`` are only recorded. ``lock`` is given if the whole lockfile is wanted: a tier may have its
+    pack.
     """
     since, started = time.time(), time.perf_counter()
     if jobs is None:
@@ -210,7 +211,7 @@ def prewarm(
             for job in missing:
                 finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
         elif missing:
-            # Imported when something is compiled: a prewarm that finds all there does without.
+            # Imported only if something is compiled.
             from cuda_progcache.service.batch import Batch, compile_batch
 
             if executor is not None:
@@ -232,7 +233,7 @@ def prewarm(
 
 
 def _jobs_of(executor: Executor | None) -> int:
-    """How many programs are compiled at once where nobody says."""
+    """Return how many programs are compiled at once by default."""
     if executor is None:
         return os.cpu_count() or 1
     from cuda_progcache.service.farm import workers_of
@@ -241,21 +242,21 @@ def _jobs_of(executor: Executor | None) -> int:
 
 
 def _refuse_to_lose(compiler: CachedCompiler, missing: int, total: int) -> None:
-    """Refuse compiles in a mode that keeps none (ModeError); a cache in memory keeps them in every mode."""
+    """Raise ModeError if compiles are needed but the mode stores none; a cache in memory stores them in every mode."""
     if missing and compiler.mode in {"ro", "off"} and compiler.settings is not None:
         raise ModeError(
             f"{plural(missing, 'program')} of {total:,} can't be prewarmed: nothing is kept in mode {compiler.mode!r}; "
-            "use mode 'rw', or a dry run, which only looks"
+            "use mode 'rw', or a dry run, which compiles nothing"
         )
 
 
 def checked_archs(archs: Iterable[str]) -> tuple[str, ...]:
-    """Architectures of devices, each once.
+    """Return device architectures without duplicates.
 
     Raises
     ------
     ArchError
-        There is none, or one isn't a device's.
+        If there are none, or one isn't a device's architecture.
     """
     found = tuple(dict.fromkeys(archs))
     if not found:
@@ -263,18 +264,20 @@ def checked_archs(archs: Iterable[str]) -> tuple[str, ...]:
     for arch in found:
         if known_arch(arch).kind != "sm":
             raise ArchError(
-                f"prewarm compiles to machine code, and {arch} is not a device's architecture such as sm_90"
+                f"prewarm compiles to machine code, but {arch} is not a device's architecture such as sm_90"
             )
     return found
 
 
 def variants(library: KernelLibrary, archs: Iterable[str], kernels: Iterable[str] | None) -> list[Wanted]:
-    """All that a library lists, for several architectures.
+    """Return the variants that a library lists, for some architectures.
 
     Raises
     ------
-    KernelNotFoundError, ArchError
-        One isn't there, or there is nothing.
+    KernelNotFoundError
+        If a kernel doesn't exist, or there are no kernels.
+    ArchError
+        If an architecture is invalid, or there are none.
     """
     wanted = of_manifest(library, checked_archs(archs), kernels)
     if not wanted:
@@ -286,7 +289,7 @@ def _digest_of(manifest: Path) -> str:
     try:
         return sha256(manifest.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError:
-        return "gone"  # since the library was opened
+        return "gone"  # removed since the library was opened
 
 
 def _look_up(
@@ -294,7 +297,7 @@ def _look_up(
     wanted: Sequence[Wanted],
     finished: Callable[[int, PrewarmItem], None],
 ) -> list[Job]:
-    """Report what is there already (no compiler is loaded for that); return what isn't."""
+    """Report the programs that are in the cache, without loading a compiler; return jobs for the others."""
     missing: list[Job] = []
     known: dict[int, KernelUnit | SourceUnit] = {}
     for index, one in enumerate(wanted):
@@ -303,7 +306,7 @@ def _look_up(
         started = time.perf_counter()
         try:
             found, unit = units.look_up(one, known.pop(index, None))
-        except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
+        except Exception as error:  # noqa: BLE001 - a program that fails doesn't end the prewarm
             from cuda_progcache.service.worker import trouble
 
             status = "skipped" if units.rules_out(one) else "failed"
@@ -320,12 +323,12 @@ def _look_up(
 
 
 def _fetched(units: Units, wanted: Sequence[Wanted], start: int) -> dict[int, KernelUnit | SourceUnit]:
-    """The next units by number, once what lies beyond this machine of them is here; none where nothing does."""
+    """Fetch the next programs' entries from the tiers; return their units by index. Empty if there are no tiers."""
     if not units.reach_beyond:
         return {}
     made = {}
     for index in range(start, min(start + _FETCHED, len(wanted))):
-        with contextlib.suppress(Exception):  # told when it is its turn
+        with contextlib.suppress(Exception):  # reported by this program's own lookup
             made[index] = units.unit(wanted[index])
     units.fetch(made.values())
     return made
@@ -339,7 +342,7 @@ def _item(wanted: Wanted, answer: Answer) -> PrewarmItem:
     seconds = float(answer["seconds"])
     error = answer.get("error")
     if error is None and answer["digest"] is None:
-        # It compiles, but the next process will compile it again: that isn't prewarmed.
+        # The next process would compile it again, so it isn't prewarmed.
         error = f"compiled, but not stored: {answer.get('reason')}"
     if error is not None:
         return _of(wanted, "failed", seconds=seconds, error=error)

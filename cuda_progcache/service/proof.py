@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a cache holds what a deploy needs, proved before it: by looking everything up as a frozen run would."""
+"""Proofs that a cache has all programs that a deploy needs, made by looking them up as a frozen run would."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Proved(NamedTuple):
-    """What was found of one program.
+    """The result of looking up one program.
 
     Attributes
     ----------
@@ -33,15 +33,15 @@ class Proved(NamedTuple):
     kernel, arch, target : str
     parameters : mapping
     status : {"hit", "missing", "stale", "failed", "skipped"}
-        Missing: there is nothing like it for its architecture. Stale: there is another one, from which it differs; or
-        the one that is there isn't the locked one. Failed: it can't be asked for. Skipped: its kernel needs a later
-        architecture.
+        ``"missing"``: the cache has no such program for its architecture. ``"stale"``: the cache has a similar program
+        with another key, or a program whose key isn't the locked one. ``"failed"``: the program can't be looked up.
+        ``"skipped"``: its kernel needs a later architecture.
     reasons : tuple of str
-        Why, in the words of a frozen run.
+        Why it isn't a hit, in the words of a frozen run.
     command : str
-        What would mend it.
+        The command that would fix it.
     digest : str or None
-        Of the entry that is there.
+        The digest of the entry that was found.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Proved(NamedTuple):
 
 
 class Unused(NamedTuple):
-    """An entry that nothing asked for."""
+    """An entry that no program of the proof needs."""
 
     digest: str
     name: str
@@ -66,30 +66,30 @@ class Unused(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """What a cache holds of what is needed.
+    """The result of looking up all programs that are needed.
 
     Attributes
     ----------
     programs : tuple of Proved
         In the order in which they were asked for.
     unused : tuple of Unused
-        Entries that none of them is, nor is linked from. They do no harm.
+        Entries that belong to none of the programs and that none is linked from. They do no harm.
     """
 
     programs: tuple[Proved, ...]
     unused: tuple[Unused, ...] = ()
 
     def count(self, status: str) -> int:
-        """How many programs have a status."""
+        """Return the number of programs with a status."""
         return sum(program.status == status for program in self.programs)
 
     @property
     def ok(self) -> bool:
-        """Whether all that is needed is there."""
+        """Whether the cache has all programs that are needed."""
         return all(program.status in {"hit", "skipped"} for program in self.programs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the proof as JSON types."""
         counts = {status: self.count(status) for status in ("hit", "missing", "stale", "failed", "skipped")}
         return {
             "ok": self.ok,
@@ -100,9 +100,9 @@ class Proof(NamedTuple):
 
 
 def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequence[Wanted], options: str = "") -> Proof:
-    """Look everything up in a cache, and compile nothing; see :meth:`CompileService.check`.
+    """Look up all programs in a cache without compiling; see :meth:`CompileService.check`.
 
-    ``options`` lead a command line to the library and to its headers.
+    ``options`` are the command-line options that select the library and its headers.
     """
     frozen = compiler.frozen()
     units = Units(frozen, library)
@@ -126,7 +126,7 @@ def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequen
 def _prove_one(
     frozen: CachedCompiler, units: Units, wanted: Wanted, locked: Locked | None
 ) -> tuple[Proved, CompileRecord | None]:
-    """What was found, and what the record of what is there says."""
+    """Look up one program; return the result and the record of the entry found."""
     title = locked or Locked(wanted.kernel, wanted.variant, "", wanted.arch, wanted.target)
     about = Proved(title.title(), wanted.kernel, wanted.arch, wanted.target, wanted.variant, "hit")
     try:
@@ -142,9 +142,9 @@ def _prove_one(
         return about._replace(status=status, reasons=miss.reasons, command=miss.command), None
     except LockError as error:
         return about._replace(
-            status="missing", reasons=(str(error),), command="run it once with CUDA_PROGCACHE=rw"
+            status="missing", reasons=(str(error),), command="run the recorded program again with CUDA_PROGCACHE=rw"
         ), None
-    except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
+    except Exception as error:  # noqa: BLE001 - a program that fails doesn't end the proof
         return about._replace(status="failed", reasons=(trouble(error),)), None
     if locked is not None and locked.key and done.digest != locked.key:
         reasons = _differing(locked, done, unit)
@@ -153,7 +153,7 @@ def _prove_one(
 
 
 def _differing(locked: Locked, done: CompiledProgram, unit: KernelUnit | SourceUnit) -> tuple[str, ...]:
-    """In what a program that is there differs from the locked one, as far as the lockfile tells."""
+    """Return how a program in the cache differs from the locked program, as far as the lockfile shows."""
     kernel = unit.kernel if isinstance(unit, KernelUnit) else {"name": "", "parameters": {}}
     now = Locked.of_line({**recording.kernel_line(done, kernel, unit.compiles), "fields": None})
     found = []
@@ -166,7 +166,7 @@ def _differing(locked: Locked, done: CompiledProgram, unit: KernelUnit | SourceU
         found.append("the source differs from the locked one")
     if now.headers != locked.headers:
         found.append("headers differ from the locked ones")
-    return tuple(found) or ("the compiler's build, or a path in the output, isn't the locked one",)
+    return tuple(found) or ("the compiler's build, or a path in the output, differs from the locked one",)
 
 
 def _unused(cache: Any, used: set[str | None]) -> Iterable[Unused]:

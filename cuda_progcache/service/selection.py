@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which programs are meant: by name, parameters and architecture, as people write them.
+"""Selections of programs by name, parameters and architecture, as users write them.
 
-``softmax``, ``softmax@sm_90``, ``softmax?dtype=float16,block=256@sm_90``. In a name ``*`` stands for anything and ``?``
-for one character; a bracket is a bracket, as file names have them. The ``?`` that begins the parameters is followed by
-a name and ``=``.
+Examples: ``softmax``, ``softmax@sm_90``, ``softmax?dtype=float16,block=256@sm_90``. In a name, ``*`` matches anything
+and ``?`` one character; brackets are literal, since file names may contain them. A ``?`` before a name and ``=`` begins
+the parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ARCH = re.compile(r"@((?:sm|compute)_\w+)$")
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Whether a name is of a pattern with ``*`` and ``?``."""
+    """Return whether a name matches a pattern with ``*`` and ``?``."""
     return _compiled(pattern).fullmatch(name) is not None
 
 
@@ -31,15 +31,16 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 class Selection(NamedTuple):
-    """Some programs.
+    """A selection of programs.
 
     Attributes
     ----------
     name : str
-        May hold ``*`` and ``?``.
+        A name or a pattern with ``*`` and ``?``.
     parameters : tuple of (str, str)
-        Those that count, as text.
+        The parameters that must match, with their values as text.
     arch : str or None
+        None for all architectures.
     """
 
     name: str
@@ -48,12 +49,12 @@ class Selection(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Selection:
-        """Read ``kernel?param=value,param=value@arch``; all but the name may be left out.
+        """Parse ``kernel?param=value,param=value@arch``; all but the name may be left out.
 
         Raises
         ------
         ValueError
-            A parameter has no ``=``.
+            If a parameter has no ``=``.
         """
         arch = None
         if found := _ARCH.search(text):
@@ -68,7 +69,7 @@ class Selection(NamedTuple):
         return cls(name, tuple(parameters), arch)
 
     def includes(self, about: CompileRecord) -> bool:
-        """Whether the program of a record is meant."""
+        """Return whether the selection includes the program of a record."""
         if self.arch is not None and about.arch != self.arch:
             return False
         if not (fits(about.title, self.name) or fits(about.name, self.name)):

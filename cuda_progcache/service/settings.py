@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment variables that change what cuda_progcache does, in one table.
+"""A table of the environment variables that cuda_progcache reads.
 
-Each is read where it counts; here is what all of them are, for ``config``, ``doctor`` and the documentation.
+Other modules read the variables; the table is for ``config``, ``doctor`` and the documentation.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Setting(NamedTuple):
     ----------
     name : str
     meaning : str
-        What it sets, and which values it takes.
+        What the variable sets, and its values.
     default : str
-        What holds where it isn't set.
+        What applies if the variable isn't set.
     """
 
     name: str
@@ -62,7 +62,7 @@ SETTINGS = (
 
 
 def value_of(name: str) -> str | None:
-    """The value of a variable as it may be shown, without secrets; None: it isn't set."""
+    """Return the value of a variable without secrets, for display; None if it isn't set."""
     value = os.environ.get(name)
     if value is None or not value.strip() or name != VARIABLE:
         return None if value is None else masked(value)
@@ -74,6 +74,6 @@ def value_of(name: str) -> str | None:
 
 
 def unknown_settings() -> list[str]:
-    """Variables in the environment that begin as ours do and that nothing reads."""
+    """Return the environment variables that begin with ``CUDA_PROGCACHE`` but that nothing reads."""
     known = {setting.name for setting in SETTINGS}
     return sorted(name for name in os.environ if name.startswith("CUDA_PROGCACHE") and name not in known)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two caches side by side: what one holds and the other doesn't, and why.
+"""A comparison of two caches: the programs that only one of them has, and why.
 
-Programs are put together by what people would call the same one: kernel and parameters, or name, name expressions and
-options; code type, target and architecture. Of one that both hold under different keys, the records say what differs.
+Programs are the same if they have the same kernel and parameters, or the same name, name expressions and options; and
+the same code type, target and architecture. If both caches have a program under different keys, the records show how
+it differs.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """A program that one side holds.
+    """A program in one of the caches.
 
     Attributes
     ----------
     digest : str
     name, variant, target_type, arch : str
-        As people tell it.
+        As displayed.
     seconds : float
-        What its compile took.
+        Compile time.
     made_by : mapping or None
-        Who compiled it (:func:`~cuda_progcache.compile.history.made_by`).
+        The process that compiled it (:func:`~cuda_progcache.compile.history.made_by`).
     about : CompileRecord or None
-        What its record says; None where only a list is known.
+        The program's record; None if it was read from a list.
     """
 
     digest: str
@@ -46,7 +47,7 @@ class Held(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """A program that both hold, under different keys: the new one, the old one's digest, and what differs."""
+    """A program that both caches have under different keys: the new one, the old digest, and the differences."""
 
     new: Held
     old_digest: str
@@ -54,16 +55,16 @@ class Changed(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What two caches hold.
+    """The differences between two caches.
 
     Attributes
     ----------
     same : int
-        Programs that both hold under the same key.
+        The number of programs that both caches have under the same key.
     changed : tuple of Changed
-        What the new one holds of programs that the old one holds under other keys; the costliest first.
+        Programs in the new cache that the old cache has under other keys, the slowest compile first.
     added, gone : tuple of Held
-        Held by the new one alone, by the old one alone; the costliest first.
+        Programs that only the new cache has, and that only the old cache has, the slowest compile first.
     """
 
     same: int
@@ -73,7 +74,7 @@ class Comparison(NamedTuple):
 
     @property
     def causes(self) -> dict[str, tuple[int, float]]:
-        """Each sentence of what differs, with how many programs it is true of and what compiling these took."""
+        """Each reason for a changed program, with the number of such programs and their compile time in seconds."""
         found: dict[str, tuple[int, float]] = {}
         for one in self.changed:
             for reason in one.reasons:
@@ -83,12 +84,12 @@ class Comparison(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """What compiling all that the old one didn't have took."""
+        """The compile time in seconds of all programs that the old cache doesn't have under the same key."""
         return sum(one.new.seconds for one in self.changed) + sum(one.seconds for one in self.added)
 
     @property
     def makers(self) -> dict[tuple[str, str], tuple[int, float]]:
-        """Host and command line of who compiled what the old one didn't have, with programs and seconds."""
+        """Host and command line of the processes that compiled these programs, with program count and seconds."""
         found: dict[tuple[str, str], tuple[int, float]] = {}
         for one in (*(each.new for each in self.changed), *self.added):
             if one.made_by is not None:
@@ -104,8 +105,8 @@ def compare(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Compari
     Parameters
     ----------
     old, new : str or os.PathLike
-        Each the directory of a cache (others' too: it is only read), a bundle, or a file with the output of
-        ``cuda-progcache list --json``, of which no reasons are known.
+        The directory of a cache (it is only read, so it may be another user's), a bundle, or a file with the output of
+        ``cuda-progcache list --json``, which has no reasons.
 
     Returns
     -------
@@ -114,15 +115,15 @@ def compare(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Compari
     Raises
     ------
     BundleError
-        One of them is none of these.
+        If ``old`` or ``new`` is none of these.
     OSError
-        It can't be read.
+        If ``old`` or ``new`` can't be read.
     """
     return compared(held(old), held(new))
 
 
 def compared(old: Iterable[Held], new: Iterable[Held]) -> Comparison:
-    """As :func:`compare`, of what :func:`held` gives."""
+    """Compare two caches, given their programs as :func:`held` returns them."""
     before = {one.digest: one for one in old}
     now = {one.digest: one for one in new}
     same = before.keys() & now.keys()
@@ -155,12 +156,12 @@ def _place(one: Held) -> tuple[str, ...]:
 
 def _reasons(new: Held, old: Held) -> tuple[str, ...]:
     if new.about is None or old.about is None:
-        return ("the key differs (a list doesn't say why: compare the caches)",)
+        return ("the key differs (a list doesn't say why; compare the caches)",)
     return tuple(differences(new.about, old.about)) or ("the records don't differ",)
 
 
 def held(path: str | os.PathLike[str]) -> Iterator[Held]:
-    """What a cache's directory, a bundle or a list holds; BundleError for anything else."""
+    """Yield the programs of a cache's directory, a bundle or a list; raises BundleError for anything else."""
     path = os.fspath(path)
     if os.path.isdir(path):
         yield from _of_cache(path)
@@ -206,11 +207,11 @@ def _of_list(path: str) -> Iterator[Held]:
             yield Held(digest, name, variant, target_type, arch, seconds, one["made_by"], None)
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{path} isn't the output of `cuda-progcache list --json`, nor a cache's directory or a bundle "
+            f"{path} isn't the output of `cuda-progcache list --json`, a cache's directory or a bundle "
             f"({type(error).__name__}: {error})"
         ) from None
 
 
 def title(one: Held) -> str:
-    """A program for people: name, what tells it from others of that name, target and architecture."""
+    """Return a program as text for display: name, variant, target and architecture."""
     return f"{one.name}{f' {one.variant}' if one.variant else ''} ({one.target_type}, {one.arch})"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel libraries that lie in an archive, such as a zipped application: unpacked for as long as the process runs.
+"""Unpacking of kernel libraries in archives, such as a zipped application; the files are kept while the process runs.
 
-Templates are files to compilers, debuggers and worker processes, and a library's own headers are opened by NVRTC.
+Compilers, debuggers and worker processes need the templates as files, and NVRTC opens the library's own headers.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Resource(Protocol):
-        """What :func:`importlib.resources.files` gives."""
+        """A file or folder as :func:`importlib.resources.files` returns it."""
 
         @property
         def name(self) -> str:
-            """Without the folders before it."""
+            """The name without its folder."""
 
         def is_dir(self) -> bool:
-            """Whether it is a folder."""
+            """Return whether the resource is a folder."""
 
         def read_bytes(self) -> bytes:
-            """What is in it."""
+            """Return the file's content."""
 
         def iterdir(self) -> Iterable[Resource]:
-            """What is in the folder."""
+            """Return the folder's content."""
 
 
 _unpacked: dict[str, ScratchFolder] = {}
 
 
 def folder_of(library: Resource) -> str:
-    """The folder that a library in an archive is unpacked to; the same one each time.
+    """Unpack a library in an archive; return its folder, the same at each call in a process.
 
     Parameters
     ----------
@@ -47,16 +47,16 @@ def folder_of(library: Resource) -> str:
     Raises
     ------
     ManifestError
-        It is no folder.
+        If the library isn't a folder.
     """
     if not hasattr(library, "iterdir") or not hasattr(library, "is_dir"):
         raise ManifestError(
-            f"a kernel library must be the path of a folder, or what importlib.resources.files returns; got "
+            f"a kernel library must be the path of a folder, or a folder from importlib.resources.files; got "
             f"{type(library).__name__}"
         )
     if not library.is_dir():
         raise ManifestError(
-            f"{library} is not a folder, or doesn't exist; give the folder that has the library's manifest.toml"
+            f"{library} is not a folder or doesn't exist; give the folder that contains the library's manifest.toml"
         )
     name = f"{os.getpid()} {library}"
     if name not in _unpacked:

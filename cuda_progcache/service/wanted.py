@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that are to be in a cache, as a manifest or a lockfile names them, and how each is made."""
+"""The programs that a manifest or a lockfile asks for, and the units that compile them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class SourceProgram(NamedTuple):
-    """A program that isn't a library's, with all that it is compiled from but its headers.
+    """A program from source rather than a library, with all its compile inputs except the headers.
 
     Attributes
     ----------
     name, code_type : str
     fields : mapping
-        Of its ``ProgramOptions``, as :mod:`~cuda_progcache.compile.recording` writes them.
+        The fields of its ``ProgramOptions``, as :mod:`~cuda_progcache.compile.recording` writes them.
     name_expressions : tuple of str
     code : str or bytes
     """
@@ -51,21 +51,21 @@ class SourceProgram(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A program that is to be in a cache.
+    """A program that should be in a cache.
 
     Attributes
     ----------
     kernel : str
-        The library's kernel; of a program from source its name.
+        The name of the library kernel, or of the program from source.
     variant : dict
         The kernel's parameters.
     arch, target : str
     source : SourceProgram or None
-        Where it isn't a library's.
+        The program from source; None for a library kernel.
     key : str
-        The entry's digest, of a program of which no more is known.
+        The entry's digest, if the program can't be compiled from what is known of it; otherwise empty.
     unmakeable : str
-        Why it can't be made here then; empty: it can.
+        Why the program can't be compiled; empty if it can.
     """
 
     kernel: str
@@ -77,7 +77,7 @@ class Wanted(NamedTuple):
     unmakeable: str = ""
 
     def message(self) -> dict[str, Any]:
-        """As JSON, for another process; :meth:`of_message` reads it."""
+        """Return the program as JSON types, for another process; :meth:`of_message` reads it."""
         told: dict[str, Any] = {"kernel": self.kernel, "variant": self.variant, "arch": self.arch}
         if self.target != "cubin":
             told["target"] = self.target
@@ -89,7 +89,7 @@ class Wanted(NamedTuple):
 
     @classmethod
     def of_message(cls, told: Mapping[str, Any]) -> Wanted:
-        """What :meth:`message` gave."""
+        """Return the program that :meth:`message` described."""
         source = None
         if (said := told.get("source")) is not None:
             code = said["code"].encode("latin-1") if said["bytes"] else said["code"]
@@ -99,19 +99,19 @@ class Wanted(NamedTuple):
 
 
 class SourceUnit:
-    """A program from source on its way to a binary; what :class:`~.kernel_unit.KernelUnit` is to a kernel.
+    """The compile unit of a program from source, the counterpart of :class:`~.kernel_unit.KernelUnit`.
 
     Parameters
     ----------
     program : SourceProgram
     arch, target_type : str
     include_path : sequence of str
-        Folders in which headers are looked for, before the program's own.
+        Folders to search for headers before the program's own.
 
     Raises
     ------
     ArchError, ValueError, TypeError
-        As a compile of it.
+        If the inputs are invalid, as for a compile.
     """
 
     def __init__(self, program: SourceProgram, arch: str, target_type: str, include_path: Sequence[str] = ()) -> None:
@@ -130,26 +130,26 @@ class SourceUnit:
         self.compiles = (self.inputs,)
 
     def obtain(self, cache: Any, policy: MissPolicy = PLAIN) -> CompiledProgram:
-        """Take it from the cache, or compile and publish it."""
+        """Return the program from the cache, or compile and store it."""
         return obtain(self.inputs, cache, policy=policy)
 
     def digest_here(self, cache: Any, holds: Holds = holds) -> bytes | None:
-        """As that of :class:`~.kernel_unit.KernelUnit`."""
+        """Return the key; None if the headers the program reads aren't known on this machine."""
         return digest_here(base_key(self.inputs), cache, holds)
 
     def look_up(self, cache: Any, holds: Holds = holds) -> CompiledProgram | None:
-        """Take it from the cache; None if it would have to be compiled."""
+        """Return the program from the cache; None if it would have to be compiled."""
         return find(self.inputs, cache, holds)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One program that isn't there yet.
+    """A program that isn't in the cache yet.
 
     Attributes
     ----------
     index : int
-        Its place in the report.
+        Its position in the report.
     wanted : Wanted
     unit : KernelUnit or SourceUnit
     """
@@ -160,13 +160,13 @@ class Job:
 
 
 class Units:
-    """Makes units of what is wanted, for one call; a kernel's variant is rendered once for all architectures.
+    """The units of wanted programs; a variant is rendered once for consecutive architectures.
 
     Parameters
     ----------
     compiler : CachedCompiler
     library : KernelLibrary
-        Whose kernels they are.
+        The library of the kernels.
     """
 
     def __init__(self, compiler: CachedCompiler, library: KernelLibrary) -> None:
@@ -176,12 +176,13 @@ class Units:
         self._holds: Holds = holds
 
     def unit(self, wanted: Wanted) -> KernelUnit | SourceUnit:
-        """The unit of a program.
+        """Return the unit of a program.
 
         Raises
         ------
         ProgCacheError, ValueError
-            The library has no such kernel, or it can't be rendered so, or not be compiled for that architecture.
+            If the library has no such kernel, or the program can't be rendered with these parameters or compiled for
+            the architecture.
         """
         if wanted.unmakeable:
             raise LockError(wanted.unmakeable)
@@ -191,21 +192,21 @@ class Units:
 
     @property
     def reach_beyond(self) -> bool:
-        """Whether a part of the compiler's cache lies beyond this machine, and can be copied here."""
+        """Whether the compiler's cache has remote tiers to fetch entries from."""
         return self._compiler.mode == "rw" and getattr(self._compiler.cache, "reaches_beyond", False)
 
     def fetch_pack(self, lock: Lock | None) -> None:
-        """Fetch a lockfile's pack from a tier if many of its programs are missing here."""
+        """Fetch a lockfile's pack from a tier if many of its programs are missing on this machine."""
         if lock is not None and self.reach_beyond:
             from cuda_progcache.store.tiers.packs import fetch_pack
 
             fetch_pack(self._compiler.cache, lambda: lock.digest, lock.keys)
 
     def fetch(self, units: Iterable[KernelUnit | SourceUnit]) -> None:
-        """Fetch what the tiers have of these, together rather than one by one.
+        """Fetch the units' entries from the tiers in one batch.
 
-        Their headers are looked at now; :meth:`look_up` doesn't look again. What can't be keyed is left out: its own
-        look-up tells why.
+        The headers are checked now, and :meth:`look_up` doesn't check them again. Units that can't be keyed are left
+        out; their own lookup reports why.
         """
         self._holds = looking_once()
         cache = self._compiler.cache
@@ -226,18 +227,18 @@ class Units:
     def look_up(
         self, wanted: Wanted, unit: KernelUnit | SourceUnit | None = None
     ) -> tuple[CompiledProgram | EntryInfo | None, KernelUnit | SourceUnit | None]:
-        """The program in the compiler's cache, or None, and its unit, which would make it (raises as :meth:`unit`)."""
+        """Return the cached program, or None, and the unit that would compile it (raises as :meth:`unit`)."""
         cache = self._compiler.cache
         if wanted.unmakeable:
             try:
                 return cache.info(wanted.key), None
             except KeyError:
-                raise LockError(f"it is not in the cache, and {wanted.unmakeable}") from None
+                raise LockError(f"it isn't in the cache and can't be compiled: {wanted.unmakeable}") from None
         unit = unit or self.unit(wanted)
         return unit.look_up(cache, self._holds), unit
 
     def rules_out(self, wanted: Wanted) -> bool:
-        """Whether a kernel's manifest rules out the architecture."""
+        """Return whether the architecture is below the kernel's ``min_arch``."""
         from cuda_progcache.errors import ArchError
         from cuda_progcache.service.kernel_unit import require_arch
 
@@ -248,7 +249,7 @@ class Units:
             require_arch(wanted.arch, self._library[wanted.kernel])
         except ArchError:
             return True
-        except Exception:  # noqa: BLE001 - another trouble
+        except Exception:  # noqa: BLE001 - not about the architecture
             return False
         return False
 
@@ -267,7 +268,7 @@ class Units:
         return found
 
     def _typed(self, wanted: Wanted) -> dict[str, Any]:
-        """The parameters as they were before JSON, which has no infinities."""
+        """Return the parameters with floats restored that JSON holds as text, such as infinities."""
         declared = self._library[wanted.kernel].parameters
         return {
             name: float(value)
@@ -278,12 +279,12 @@ class Units:
 
 
 def of_manifest(library: KernelLibrary, archs: Iterable[str], kernels: Iterable[str] | None = None) -> list[Wanted]:
-    """The variants that a library lists, for each architecture.
+    """Return the variants that a library lists, for each architecture.
 
     Raises
     ------
     KernelNotFoundError
-        One of ``kernels`` isn't there.
+        If one of ``kernels`` doesn't exist.
     """
     specs = list(library) if kernels is None else [library[name] for name in dict.fromkeys(kernels)]
     archs = tuple(dict.fromkeys(archs))
@@ -293,16 +294,16 @@ def of_manifest(library: KernelLibrary, archs: Iterable[str], kernels: Iterable[
 
 
 def _place(folder: str) -> str:
-    """Where a recorded include directory is here."""
+    """Return the current machine's path of a recorded include directory."""
     if folder.startswith("@"):
         if folder[1:] not in ROOTS:
-            raise LockError(f"{folder} names no header directory: there are @{', @'.join(ROOTS)}")
+            raise LockError(f"unknown header directory {folder}; the known ones are @{', @'.join(ROOTS)}")
         return header_root(folder[1:])
     return os.path.normpath(folder) if os.path.isabs(folder) else folder
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that options have inside lists (``define_macro``)."""
+    """Convert lists inside a JSON list to tuples, as options have them (``define_macro``)."""
     if isinstance(value, list):
         return [tuple(part) if isinstance(part, list) else part for part in value]
     return value

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes do on a cache while one looks on: what they store, what they can't keep, how often they hit.
+"""Watching a cache while processes use it: the programs they store, the programs they can't store, and their hits.
 
-Nothing is asked of the processes. What they store shows at once. Their lookups show when they write their counters
-down: after a lookup or a write that comes five seconds or more after the last time, and when they end.
+The processes don't take part. Stored programs are seen at once. Lookups are seen when a process writes its counters:
+after a lookup or write at least five seconds after it last wrote them, and when the process ends.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Stored(NamedTuple):
     ----------
     entry : EntryInfo
     made_by : dict or None
-        Who compiled it (:class:`cuda_progcache.compile.history.Makers`); None where that isn't known, as of an import.
+        The process that compiled it (:class:`cuda_progcache.compile.history.Makers`); None if that isn't known, as for
+        an imported program.
     reasons : tuple of str
-        Why it was compiled; empty for what was put there by hand or imported.
+        Why it was compiled; empty for programs put there by hand or imported.
     """
 
     entry: EntryInfo
@@ -34,16 +35,16 @@ class Stored(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What has happened since the last look.
+    """The changes since the previous look.
 
     Attributes
     ----------
     stored : tuple of Stored
-        In order of time.
+        Programs that were stored, in order of time.
     unkept : tuple of Unkept
-        Programs that were compiled and not kept, in order of time.
+        Programs that were compiled but not stored, in order of time.
     counted : Totals
-        What was written down of lookups, writes and evictions.
+        The counts of lookups, writes and evictions that processes wrote in the meantime.
     """
 
     stored: tuple[Stored, ...]
@@ -52,7 +53,7 @@ class Seen(NamedTuple):
 
 
 class Watch:
-    """A cache that is looked at again and again.
+    """A watch on a cache: each look returns the changes since the previous one.
 
     Parameters
     ----------
@@ -66,16 +67,16 @@ class Watch:
         self._counted = cache.all_time()
 
     def look(self) -> Seen:
-        """Give what has happened since the last look, or since this was made.
+        """Return the changes since the previous look, or since the watch was made.
 
         Raises
         ------
         StoreError
-            The cache can't be read any more.
+            If the cache can no longer be read.
         """
         from cuda_progcache.compile.history import Makers
 
-        before, self._counted = self._counted, self._cache.all_time()  # first: what is counted as stored lies there
+        before, self._counted = self._counted, self._cache.all_time()  # first: programs it counts are seen below
         counted = self._counted.minus(before)
         makers = Makers(self._cache)
         stored = [one for digest in self._arrivals.look() if (one := self._stored(digest, makers)) is not None]
@@ -98,7 +99,7 @@ class Watch:
         try:
             entry = self._cache.info(digest)
         except KeyError:
-            return None  # gone already
+            return None  # already removed
         made_by = makers.of(entry)
         try:
             reasons = explain_entry(self._cache, digest) if made_by else ()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compile worker: ``python -m cuda_progcache.service.worker`` reads jobs from stdin, answers on stdout.
+"""A compile worker: ``python -m cuda_progcache.service.worker`` reads jobs from stdin and writes answers to stdout.
 
-One JSON object a line each way. A process of its own rather than one forked or
-spawned by :mod:`multiprocessing`: forking beside a running compile hangs,
-spawning runs the caller's main module again, and a compiler that crashes takes
-one job with it, not the pool.
+Jobs and answers are JSON objects, one per line. The process isn't forked or spawned by :mod:`multiprocessing`: a fork
+during a compile hangs, a spawned process runs the caller's main module again, and a compiler crash would break the
+whole pool instead of failing one job.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """The caller's side: one worker process, one job at a time.
+    """A worker process, as the caller sees it; it does one job at a time.
 
     Parameters
     ----------
     setup : dict
-        ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and where wanted
-        ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call that asks, as
-        :func:`~cuda_progcache._util.running.asked_by` gives it), ``"who"`` (the process that asks, as
-        :func:`~cuda_progcache._util.who.who` gives it), ``"events"`` (whether to send them along) and ``"publishes"``
-        (whether what no tier took counts as not stored).
+        ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and optionally
+        ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the current call, as
+        :func:`~cuda_progcache._util.running.asked_by` returns it), ``"who"`` (the calling process, as
+        :func:`~cuda_progcache._util.who.who` returns it), ``"events"`` (whether to return events) and ``"publishes"``
+        (whether a program counts as stored only if a tier took it).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -48,29 +47,29 @@ class Worker:
         self._send(setup)
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Do a job.
+        """Run a job and return its answer.
 
         Parameters
         ----------
         job : dict
-            What :meth:`~cuda_progcache.service.wanted.Wanted.message` gives; ``"precompile": True`` where more jobs
-            with the same includes will come.
+            The result of :meth:`~cuda_progcache.service.wanted.Wanted.message`; and ``"precompile": True`` if more jobs
+            with the same includes follow.
 
         Returns
         -------
         dict
-            ``{"hit", "size", "digest", "seconds", "reason", "precompiled"}``, or ``{"error": message}``; and
-            ``"events"``.
+            ``{"hit", "size", "digest", "reason", "duration", "precompiled"}``, or ``{"error": message}``; and
+            ``"events"`` and ``"seconds"``.
 
         Raises
         ------
         WorkerDiedError
-            If the process went away (a compiler crash, the out-of-memory killer).
+            If the process died (a compiler crash, the out-of-memory killer).
         """
         try:
             self._send(job)
             line = self._process.stdout.readline() if self._process.stdout else ""
-        except (OSError, ValueError):  # a broken pipe, or one that was closed
+        except (OSError, ValueError):  # the pipe is broken or closed
             line = ""
         if not line:
             status = self._process.wait()
@@ -83,7 +82,7 @@ class Worker:
         return answer
 
     def _alone(self, job: Mapping[str, Any]) -> str:
-        """The command that compiles one job's program, as it can be typed."""
+        """Return the shell command that compiles one job's program."""
         if "source" in job:
             return "cuda-progcache prewarm --lock F --jobs 1"
         command = ["cuda-progcache", "compile", "--kernel", job["kernel"], "--arch", job["arch"]]
@@ -101,13 +100,13 @@ class Worker:
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End the process (at once: what it was compiling is lost)."""
+        """End the process at once; a compile in progress is lost."""
         end(self._process)
 
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Block SIGINT in what is started: Ctrl-C reaches the whole group, and the one who asked ends its workers."""
+    """Block SIGINT in processes started in the block: Ctrl-C reaches them, too, and the caller ends its workers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -115,24 +114,24 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-#: How the variables are called that this package, Python, and the search for compilers and headers look at.
+#: The prefixes of the environment variables that this package, Python, and the search for compilers and headers read.
 _ITS_OWN = ("CUDA_PROGCACHE_", "PYTHON", "XDG_", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH")
 
 
 def _environment() -> dict[str, str]:
-    """A worker compiles in its own process, so it gets the variables that a compiler process gets, and these."""
+    """Return a worker's environment: that of a compiler process, since it compiles itself, and the variables above."""
     from cuda_progcache.compile.own_process import environment
 
     return environment() | {name: value for name, value in os.environ.items() if name.startswith(_ITS_OWN)}
 
 
 def trouble(error: Exception) -> str:
-    """What went wrong with a job; of an error that isn't ours also the kind, which its message may not tell."""
+    """Return an error's message; for an error of another package also its type, which the message may not show."""
     return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
 
 
 def told_of(done: CompiledProgram) -> dict[str, Any]:
-    """What is told of a job's program."""
+    """Return the answer about a job's program."""
     return {
         "hit": done.hit, "size": len(done.data), "digest": done.digest, "reason": done.reason,
         "duration": done.about.duration,
@@ -142,7 +141,7 @@ def told_of(done: CompiledProgram) -> dict[str, Any]:
 def main() -> None:
     """Serve jobs until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    os.dup2(2, 1)  # a library's output must not end up among the answers
     setup = json.loads(sys.stdin.readline())
 
     import time
@@ -159,7 +158,7 @@ def main() -> None:
     compilers.compiles_itself = True
     compiler = CachedCompiler.from_settings(setup["compiler"])
     units = Units(compiler, KernelLibrary(**setup["library"]))
-    precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
+    precompiled = PrecompiledHeaders(setup.get("scratch"))  # freed when the batch ends this process
     if setup.get("who"):
         who.act_for(*setup["who"])
     for caller in setup.get("asked_by") or ():
@@ -175,11 +174,11 @@ def main() -> None:
             unit = units.unit(Wanted.of_message(job))
             done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {**told_of(done), "precompiled": precompiled.used > used}
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
+        except Exception as error:  # noqa: BLE001 - it fails this job only; the next one is waiting
             answer = {"error": trouble(error)}
         if setup.get("publishes") and answer.get("digest") and not compiler.cache.has_published():
-            answer |= {"digest": None, "reason": "no tier that takes writes took it (see its warning)"}
-        compiler.cache.close()  # what was counted is written down: the end of the batch kills this process
+            answer |= {"digest": None, "reason": "no writable tier stored it (see the tier's warning)"}
+        compiler.cache.close()  # writes the counters: the end of the batch kills this process
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
         try:
@@ -188,7 +187,7 @@ def main() -> None:
         except BrokenPipeError:
             break
         happened.clear()
-    # At the end of a batch this process is killed. Nobody is there any more to remove what it left.
+    # Reached only if the caller is gone: otherwise it kills this process and removes the folder itself.
     if setup.get("scratch"):
         shutil.rmtree(setup["scratch"], ignore_errors=True)
     os._exit(0)

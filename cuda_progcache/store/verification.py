@@ -101,9 +101,10 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
     """
     ok = size = 0
     findings = []
+    stuck: set[str] = set()
     for digest in _digests(root):
         try:
-            seen = _look(root, digest)
+            seen = _look(root, digest, stuck)
         except OSError:
             findings.append(Finding("unreadable", root.entry_path(digest), digest, 0))
             continue
@@ -122,8 +123,11 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
     return Verification(ok, size, tuple(sorted(findings, key=lambda finding: finding.path)))
 
 
-def _look(root: Root, digest: str) -> Look:
-    """Check a pair; if it doesn't match, check again once all writers active at that time have finished."""
+def _look(root: Root, digest: str, stuck: set[str]) -> Look:
+    """Check a pair; if it doesn't match, check again once all writers active at that time have finished.
+
+    Files of writers that take longer than is waited for are added to ``stuck``, and not waited for again.
+    """
     latest, before = time.monotonic() + _PATIENCE, None
     while True:
         seen = look(root, digest, quietly=True, patient_with=_WRONG, despite_writers=True)
@@ -133,10 +137,13 @@ def _look(root: Root, digest: str) -> Look:
         before = files
         if time.monotonic() > latest:
             return seen
-        at_work, pause = removal.at_work(root), 0.001
-        while at_work & removal.at_work(root) and time.monotonic() < latest:
+        at_work, pause = removal.at_work(root) - stuck, 0.001
+        while at_work := at_work & removal.at_work(root):
+            if time.monotonic() > latest:
+                stuck |= at_work
+                break
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, 0.1)
 
 
 def _finding(root: Root, digest: str, seen: Look, kind: str, repaired: bool) -> Finding:  # noqa: FBT001

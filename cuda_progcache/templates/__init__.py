@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel templates: parameters to CUDA source, with a map from each generated line back to its template.
+"""Kernel templates: they turn parameters into CUDA source and can map each generated line back to its template.
 
-Jinja2's syntax with a compiler of our own: `KernelEnvironment` for CUDA source, `Environment` and `Template` for any
-text, `patch_jinja2` for programs that use Jinja2 itself, `BytecodeCache` to keep what was compiled. Each name is
-imported when it is first used: a kernel whose templates lie compiled in the cache needs few of them.
+The syntax is Jinja2's; the compiler is our own. `KernelEnvironment` renders CUDA source, `Environment` and `Template`
+render any text, `patch_jinja2` serves programs that use Jinja2 itself, and `BytecodeCache` stores compiled templates.
+Each name is imported on first use, because a kernel whose templates are already compiled needs only a few of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiled templates depend on besides their sources: this Python, this compiler, this Jinja2.
+"""The tags of the software that a compiled template depends on: the Python, the template compiler and Jinja2.
 
-The tag is a digest of contents. Reading all these files takes milliseconds, so it is remembered beside the compiled
-templates, under the files' sizes, times and inodes.
+The ABI tag is a digest of the source files of the compiler and Jinja2. Reading all the files takes milliseconds, so the
+tag is cached beside the compiled templates, in a file whose name is derived from the sizes, times and inodes of the
+source files.
 """
 
 from __future__ import annotations
@@ -12,35 +13,35 @@ import sys
 
 from cuda_progcache._util.digest import is_hex, sha256
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PYTHON_TAG: str = sys.implementation.cache_tag or f"python-{sys.hexversion:x}"
-"""As in ``cpython-311``: the format of marshalled code changes with it."""
+"""The Python version, such as ``cpython-311``. The format of marshalled code depends on it."""
 
 MEMO = "__progcache_abi_"
 _tag = ""
 
 
 def abi_tag(directory: str | None, *, keep: bool = True) -> str:
-    """Return the digest of everything that decides how a template's source becomes code.
+    """Return a digest of the software that turns a template's source into code.
 
-    That is the content of every module of this package's templates room and of Jinja2.
+    The digest covers every module of `cuda_progcache.templates` and of Jinja2.
 
     Parameters
     ----------
     directory : str or None
-        Where the digest is remembered between processes; it must be ours alone. None: nowhere.
+        The directory that caches the digest between processes; nobody else may have access to it. None: no caching.
     keep : bool
-        Remember it there; else it is only looked for.
+        Whether to write the digest to `directory`. If False, `directory` is only searched.
 
     Returns
     -------
     str
         16 hex digits.
     """
-    global _tag  # noqa: PLW0603  (files that are loaded don't change any more)
+    global _tag  # noqa: PLW0603  (modules that are loaded no longer change)
     if not _tag:
         try:
             files = list(_files())
@@ -56,7 +57,7 @@ def abi_tag(directory: str | None, *, keep: bool = True) -> str:
 
 
 def _files() -> Iterator[tuple[str, str, int, int, int, int]]:
-    """Yield name, path, size, times and inode of each module, sorted by name within its package."""
+    """Yield the name, path, size, times and inode of each module, sorted by name within each package."""
     for package, folder in (("templates", os.path.dirname(os.path.abspath(__file__))), ("jinja2", _jinja2_folder())):
         found = [(f"{package}/{name}", entry) for name, entry in _modules(folder, "")]
         for name, entry in sorted(found, key=lambda item: item[0]):
@@ -77,7 +78,7 @@ def _jinja2_folder() -> str:
     loaded = sys.modules.get("jinja2")
     if loaded is not None and loaded.__file__:
         return os.path.dirname(loaded.__file__)
-    # What importlib.util.find_spec would do, without the modules that it brings along.
+    # This does what importlib.util.find_spec does, without the modules that importing importlib.util loads.
     from _frozen_importlib_external import PathFinder
 
     spec = PathFinder.find_spec("jinja2")
@@ -96,7 +97,7 @@ def _digest(files: list[tuple[str, str, int, int, int, int]]) -> str:
 
 
 def _versions() -> str:
-    """Return the digest of the versions, for packages that aren't installed as files (a zip, a frozen program)."""
+    """Return a digest of the version numbers, for packages that aren't installed as files (a zip, a frozen program)."""
     from importlib.metadata import version
 
     import cuda_progcache
@@ -118,6 +119,6 @@ def _remember(memo: str, tag: str) -> str:
 
     from cuda_progcache._util.files import put_in_place
 
-    with suppress(OSError):  # a directory that can't be written, or another thread's file: computed again next time
+    with suppress(OSError):  # the directory is read-only, or another thread is writing: compute the tag again next time
         put_in_place(memo, tag.encode(), staged=f"{memo}.{os.getpid()}", mode=0o600)
     return tag

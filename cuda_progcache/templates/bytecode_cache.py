@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled templates on disk: the code of each template, under everything that decides what it is.
+"""An on-disk cache of compiled templates, keyed by everything that determines a template's code.
 
-What lies here is executed. So the directory has to be ours alone, as must be each file, and its bytes are checked
-before they are taken for code (see `cuda_progcache.templates.frames`).
+Cached code is executed. For that reason, the directory and each file must belong to the current user, and nobody else
+may write to them. A file's checksum is verified before its bytes are loaded as code (see
+`cuda_progcache.templates.frames`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cuda_progcache._util.digest import sha256
 from cuda_progcache.templates.abi import MEMO, PYTHON_TAG, abi_tag
 from cuda_progcache.templates.frames import Compiled, FrameError, frame, unframe
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -34,45 +35,49 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"
     _READ |= getattr(os, _flag, 0)
 _POSIX = hasattr(os, "geteuid")
 _DAY = 86400
-#: Templates whose files are known by name without a digest.
+#: The number of templates whose file names are kept in memory, so that their keys aren't hashed again.
 _REMEMBERED = 1024
-#: When what nobody uses was last removed.
+#: The file whose modification time is that of the last cleanup.
 _CLEANED = "__progcache_cleaned"
-#: Seconds after which a file that a writer of unknown fate was writing is litter.
+#: The age in seconds at which a staging file is removed if nobody can tell whether its writer is alive.
 _LITTER_AGE = 3600
 
 
 class BytecodeCache:
-    """Compiled templates in a directory that many processes may share.
+    """A directory of compiled templates that many processes may share.
 
-    Trouble is never in the way: what can't be read is a miss, what can't be written isn't kept.
+    I/O errors never stop a render: a file that can't be read is a miss, and a template that can't be written is not
+    stored.
 
     Parameters
     ----------
     directory : path
-        Made (mode 0700) if it isn't there.
+        Created with mode 0700 if it doesn't exist.
     pattern : str
-        File names, over ``version`` (Python and compiler), ``name`` (the template's, made safe) and ``hash`` (of the
-        whole key).
+        The format of file names, with the fields ``version`` (Python and compiler), ``name`` (a safe form of the
+        template's name) and ``hash`` (a digest of the whole key).
     mode : {"rw", "ro", "off", "frozen"}, optional
-        How it is used (:mod:`cuda_progcache._util.modes`): in every mode but ``rw`` nothing is made, written or removed
-        in the directory, and in ``off`` nothing read. None: as ``CUDA_PROGCACHE`` says now.
+        The cache mode (:mod:`cuda_progcache._util.modes`). Only ``rw`` creates, writes or removes files in the
+        directory; ``off`` doesn't read them either. None: the present value of ``CUDA_PROGCACHE``.
 
     Attributes
     ----------
     directory, mode : str
-    hits, misses, rejected, failed : int
-        Lookups of this object that found a template and that didn't, the files among the latter that were damaged or
-        foreign, and the templates that couldn't be kept.
+    hits, misses : int
+        The numbers of this object's lookups that found a template and that didn't.
+    rejected : int
+        The number of misses because of a damaged or foreign file.
+    failed : int
+        The number of templates that couldn't be stored.
 
     Raises
     ------
     UnsafeRootError
-        If the directory belongs to someone else or others may look or write into it: what lies in it is executed.
+        If the directory belongs to another user, or others may read or write it. Cached code is executed.
     StoreError
-        If it can't be made.
+        If the directory can't be created.
     ValueError
-        If the pattern has no ``{hash}``, or leads elsewhere.
+        If the pattern has no ``{hash}`` or contains a directory.
     """
 
     def __init__(self, directory: str | os.PathLike[str], pattern: str = PATTERN, *, mode: str | None = None) -> None:
@@ -98,20 +103,21 @@ class BytecodeCache:
         name : str
             The template's name.
         source_hash : str
-            `hash_source` of its text.
+            The `hash_source` of the template's text.
         context_hash : str, optional
-            Digest of all else that decides what the code is: the environment's settings, see `compile_context`.
+            A digest of the environment's settings that affect the code; see `compile_context`.
 
         Returns
         -------
         tuple
-            ``(code, ast, precomputed)``, the latter two None where there are none; ``(None, None, None)`` on a miss.
+            ``(code, ast, precomputed)``, where `ast` and `precomputed` are None if the entry has none;
+            ``(None, None, None)`` on a miss.
         """
         found = self.load(name, source_hash, context_hash=context_hash)
         return (None, None, None) if found is None else (found.code, found.ast, found.precomputed)
 
     def load(self, name: str, source_hash: str, *, context_hash: str | None = None) -> Compiled | None:
-        """Return as `get`, with the compiler's warnings; None on a miss."""
+        """Return what `get` returns, and the compiler's warnings, as one object; None on a miss."""
         if self.mode == "off":
             self.misses += 1
             return None
@@ -125,7 +131,7 @@ class BytecodeCache:
             finally:
                 os.close(fd)
             found = unframe(data, key)
-        except OSError as error:  # mostly: it isn't there
+        except OSError as error:  # mostly: there is no such file
             self.misses += 1
             if self.mode == "rw" and not isinstance(error, FileNotFoundError):
                 self._remove_unless_file(path)
@@ -142,7 +148,7 @@ class BytecodeCache:
         return found
 
     def has(self, name: str, source_hash: str, *, context_hash: str | None = None) -> bool:
-        """Whether there is a file for this template; `load` says whether it is of use."""
+        """Whether a file for this template exists; only `load` checks its content."""
         return self.mode != "off" and os.path.exists(self._place(name, source_hash, context_hash)[0])
 
     def set(
@@ -155,15 +161,15 @@ class BytecodeCache:
         ast: nodes.Template | None = None,
         precomputed: list[Any] | None = None,
     ) -> None:
-        """Keep a template's code under the key of `get`, in place of what was there.
+        """Store a template's code under the key that `get` takes; an existing entry is overwritten.
 
-        Precomputed values of classes that unpickling would refuse are a reason not to keep the template; `failed`
-        counts it.
+        A template isn't stored if its precomputed values are of classes that can't be unpickled safely; `failed` counts
+        such a template.
 
         Raises
         ------
         TypeError
-            If `ast` is no template's syntax tree.
+            If `ast` is not the syntax tree of a template.
         """
         if ast is not None:
             from jinja2 import nodes
@@ -173,7 +179,7 @@ class BytecodeCache:
         self.save(name, source_hash, Compiled(code, ast, precomputed), context_hash=context_hash)
 
     def save(self, name: str, source_hash: str, compiled: Compiled, *, context_hash: str | None = None) -> None:
-        """Keep as `set`, with the compiler's warnings; nothing in a mode other than ``rw``."""
+        """Store a template as `set` does, with the compiler's warnings; do nothing in a mode other than ``rw``."""
         if self.mode != "rw":
             return
         from cuda_progcache._util.files import put_in_place
@@ -185,20 +191,27 @@ class BytecodeCache:
             data = frame(compiled, key)
             _make_private(self.directory)  # it may have been removed
             put_in_place(path, data, staged=staged, mode=0o600)
-            self._clean_daily()
         except (OSError, FrameError) as error:
             self._not_kept(name, str(error))
+            return
+        try:
+            self._clean_daily()
+        except OSError as error:
+            from cuda_progcache._util.warning import warn
+            from cuda_progcache.errors import ProgCacheWarning
+
+            warn(f"can't remove unused compiled templates from {self.directory}: {error}", ProgCacheWarning)
 
     def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Bucket:
-        """Look a template up for a loader of Jinja2's (its ``BytecodeCache`` protocol).
+        """Look up a template for one of Jinja2's loaders (the ``jinja2.BytecodeCache`` protocol).
 
-        So ``Environment(bytecode_cache=...)`` takes this cache, ours and Jinja2's own. The key has all that the
-        environment does to the code; where that can't be told, nothing is kept.
+        Our ``Environment`` and Jinja2's own both accept this cache as ``bytecode_cache``. The key covers everything in
+        the environment that affects the code; if that can't be determined, nothing is stored.
 
         Returns
         -------
         Bucket
-            Whose ``code`` is None on a miss.
+            Its ``code`` is None on a miss.
         """
         from cuda_progcache.templates.compile_context import environment_context, move
 
@@ -212,17 +225,17 @@ class BytecodeCache:
         return bucket
 
     def set_bucket(self, bucket: Bucket) -> None:
-        """Keep the code that a loader has put into a bucket (Jinja2's ``BytecodeCache`` protocol)."""
+        """Store the code that a loader has put into a bucket (the ``jinja2.BytecodeCache`` protocol)."""
         if bucket.context_hash is not None and bucket.code is not None:
             self.save(bucket.key, bucket.source_hash, Compiled(bucket.code), context_hash=bucket.context_hash)
 
     def clear(self, current_version_only: bool = False) -> int:  # noqa: FBT001, FBT002  (a name of the contract)
-        """Remove the compiled templates, of other Pythons and compilers, too, unless `current_version_only`.
+        """Remove the compiled templates, including those of other Pythons and compilers unless `current_version_only`.
 
         Returns
         -------
         int
-            How many files were removed.
+            The number of files removed.
 
         Raises
         ------
@@ -233,15 +246,15 @@ class BytecodeCache:
         return sum(_remove(entry.path) for entry, _ in self._entries(self._version if current_version_only else ""))
 
     def cleanup(self, max_age_days: float = 30) -> int:
-        """Remove templates that nobody has used for so many days, and what dead writers left.
+        """Remove templates that nobody has used for `max_age_days` days, and staging files of dead writers.
 
-        A use is noted once a day. Sources that were edited, compilers and Pythons that were replaced leave such files.
-        `set` does this by itself, once a day.
+        Unused templates remain after a source was edited, or a compiler or Python replaced. A template's last use is
+        recorded at most once a day. `set` calls this method once a day.
 
         Returns
         -------
         int
-            How many files were removed.
+            The number of files removed.
 
         Raises
         ------
@@ -258,7 +271,7 @@ class BytecodeCache:
         return removed
 
     def stats(self) -> dict[str, int]:
-        """Return ``{"file_count", "total_bytes"}`` of the compiled templates, whatever Python they are for."""
+        """Return ``{"file_count", "total_bytes"}`` of the compiled templates of all Pythons and compilers."""
         sizes = [status.st_size for _, status in self._entries()]
         return {"file_count": len(sizes), "total_bytes": sum(sizes)}
 
@@ -268,7 +281,7 @@ class BytecodeCache:
         return Path(self._place(name, source_hash, context_hash)[0])
 
     def _place(self, name: str, source_hash: str, context_hash: str | None) -> tuple[str, bytes]:
-        """Return a template's file, and the key that its checksum is bound to; both remembered."""
+        """Return a template's file and the key that its checksum covers; both are kept in memory."""
         place = self._places.get((name, source_hash, context_hash))
         if place is None:
             parts = [p.encode("utf-8", "surrogatepass") for p in (self._version, name, source_hash, context_hash or "")]
@@ -281,7 +294,7 @@ class BytecodeCache:
         return place
 
     def _entries(self, version: str = "") -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-        """Return the files that the pattern fits, of one version or of any."""
+        """Return the files that match the pattern, of one version or, if `version` is empty, of all versions."""
         fields = ("\0" if version == "" else version, "\0", "\0")
         start, *_, end = self.pattern.format(version=fields[0], name=fields[1], hash=fields[2]).split("\0")
         return (found for found in self._scan() if found[0].name.startswith(start) and found[0].name.endswith(end))
@@ -322,7 +335,7 @@ class BytecodeCache:
                 yield entry, status
 
     def _remove_unless_file(self, path: str) -> None:
-        """Remove a link or the like that lies where a template should; leave a file that just can't be opened now."""
+        """Remove a link or other special file from a template's path; leave a regular file that can't be opened now."""
         try:
             status = os.lstat(path)
         except OSError:
@@ -343,12 +356,12 @@ class BytecodeCache:
 
 
 class Bucket:
-    """A template on its way between a loader of Jinja2's and the cache.
+    """A template that one of Jinja2's loaders exchanges with the cache.
 
     Attributes
     ----------
     code : types.CodeType or None
-        What was found; None on a miss, until the loader has compiled it.
+        The cached code; None on a miss, until the loader has compiled the template.
     """
 
     def __init__(self, environment: jinja2.Environment, key: str, source_hash: str, context_hash: str | None) -> None:
@@ -360,10 +373,11 @@ class Bucket:
 
 
 def default_directory() -> str | None:
-    """Return where kernel libraries keep compiled templates, unless told otherwise; None if they shan't.
+    """Return the default directory for the compiled templates of kernel libraries; None if they aren't stored.
 
-    ``CUDA_PROGCACHE_TEMPLATES``, where ``off`` means nowhere, else ``cuda-progcache/templates`` in the user's cache
-    directory. Not below ``CUDA_PROGCACHE_DIR``: that may be shared, and what lies here is executed.
+    The directory is the value of ``CUDA_PROGCACHE_TEMPLATES`` (``off``: None). If that isn't set, the directory is
+    ``cuda-progcache/templates`` in the user's cache directory. It is never below ``CUDA_PROGCACHE_DIR``, which may be
+    shared: compiled templates are executed.
     """
     chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
     if chosen:
@@ -373,16 +387,16 @@ def default_directory() -> str | None:
     try:
         return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
     except OSError:
-        return None  # no home directory is known of this user
+        return None  # the user's home directory is unknown
 
 
 def hash_source(source: str) -> str:
-    """Return the SHA-256 of a template's text, 64 hex digits."""
+    """Return the SHA-256 of a template's text as 64 hex digits."""
     return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _safe(name: str) -> str:
-    """Return as much of a template's name as a person needs and any file system takes."""
+    """Return the end of a template's name in characters that every file system accepts, for people to recognize."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "_" for c in name[-80:])
 
 
@@ -391,7 +405,7 @@ def _make_private(directory: str) -> None:
         _make_directories(directory)
         status = os.stat(directory)
     except OSError as error:
-        message = f"can't make the directory for compiled templates: {error.strerror}"
+        message = f"can't create the directory for compiled templates: {error.strerror}"
         raise _store_error(directory, error.errno, message) from error
     if not stat.S_ISDIR(status.st_mode):
         raise _store_error(directory, errno.ENOTDIR, "compiled templates need a directory, but this is not one")
@@ -410,13 +424,13 @@ def _make_private(directory: str) -> None:
 
 
 def _store_error(directory: str, number: int | None, message: str) -> Exception:
-    from cuda_progcache.errors import StoreError  # not needed where all is well
+    from cuda_progcache.errors import StoreError  # only needed after an error
 
     return StoreError(number, message, directory)
 
 
 def _make_directories(directory: str) -> None:
-    """Make a directory, and those above it that are missing, for us alone: a store may share the one above."""
+    """Create a directory and its missing parents with mode 0700: a store may share the parents."""
     if os.path.isdir(directory):
         return
     above = os.path.dirname(directory)
@@ -424,7 +438,7 @@ def _make_directories(directory: str) -> None:
         _make_directories(above)
     from contextlib import suppress
 
-    with suppress(FileExistsError):  # made by another process just now, or no directory: looked at by the caller
+    with suppress(FileExistsError):  # another process has just created it, or it is a file: the caller checks
         os.mkdir(directory, 0o700)
 
 
@@ -438,11 +452,11 @@ def _touch(path: str) -> None:
     try:
         os.utime(path)
     except OSError:
-        return  # read-only, or gone: it will be compiled again some day
+        return  # read-only or removed: at worst the template is compiled again one day
 
 
 def _remove(path: str, seen: os.stat_result | None = None) -> bool:
-    """Remove a file, if it is still the one that was seen; tell whether that was done."""
+    """Remove a file if it is still the one that `seen` describes; return whether it was removed."""
     from cuda_progcache._util.files import identity, remove_if_same, unlink_quietly
 
     if seen is None:
@@ -454,7 +468,7 @@ def _remove(path: str, seen: os.stat_result | None = None) -> bool:
 
 
 def _is_orphan(name: str, age: float) -> bool:
-    """Whether this is the staging file of a writer that is gone."""
+    """Whether a file is the staging file of a writer that no longer runs."""
     if not name.endswith(".tmp"):
         return False
     from cuda_progcache._util.liveness import Owner

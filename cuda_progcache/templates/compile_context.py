@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest of what decides, besides a template's source and the compiler, what its code is.
+"""The digest of the environment settings that affect a template's compiled code.
 
-The compiler asks an environment for its options, for what its class or its user has overridden, and for how filters and
-tests are called; and it folds values of the static context into the code. All of that counts. What a user's filter does
-doesn't: it is never called before the render. Where it can't be told what a value is, there is no digest, and nothing
-that was compiled with it is kept on disk.
+The compiler reads an environment's options, the methods that its class or its user has overridden, and the calling
+conventions of filters and tests; it also folds values of the static context into the code. The digest covers all of
+these. It doesn't cover the body of a user's filter, because our compiler never calls such a filter. If the content of a
+value can't be determined, there is no digest, and no code compiled with that value is stored on disk.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 
 from cuda_progcache._util.digest import sha256
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
     import jinja2
 
-#: Their functions and classes count by name: the compiler's ABI tag has the digest of their files.
+#: Functions and classes of these packages are described by name alone: the ABI tag covers the content of their files.
 _IN_TAG = ("cuda_progcache.templates.", "jinja2.")
 
 
 class UnknownContentError(Exception):
-    """An object of which it can't be told whether another process would have the same."""
+    """An object whose content can't be determined, so that it can't be compared between processes."""
 
 
 def context_digest(*parts: object) -> str | None:
-    """Return the digest of some values, functions and classes.
+    """Return a digest of values, functions and classes.
 
     Parameters
     ----------
     *parts : object
-        Plain data, enumeration members, dataclasses, functions, classes and containers of such.
+        Plain data, enumeration members, dataclasses, functions, classes, and containers of these.
 
     Returns
     -------
     str or None
-        64 hex digits; None where one of them can't be told from another.
+        64 hex digits; None if the content of a part can't be determined.
     """
     try:
         return sha256(b"".join(_Described().of(part) for part in parts)).hexdigest()
@@ -52,22 +52,22 @@ def context_digest(*parts: object) -> str | None:
 
 
 def environment_context(environment: jinja2.Environment) -> str | None:
-    """Return the digest of all that a Jinja2 environment does to the code of its templates.
+    """Return a digest of everything in a Jinja2 environment that affects the code of its templates.
 
-    That is every option, the environment's class and compiler, what was set on the instance, its extensions, how its
-    filters and tests are called, and its static context.
+    The digest covers all options, the environment's class and compiler, the methods set on the instance, the
+    extensions, the calling conventions of filters and tests, and the static context.
 
     Returns
     -------
     str or None
-        As `context_digest`.
+        See `context_digest`.
     """
     kind, own = type(environment), vars(environment)
     asked = signatures if "cuda_progcache" in str(getattr(kind.compile, "__module__", "")) else _itself
     methods = [getattr(kind, name, None) for name in _METHODS], [own.get(name) for name in _METHODS]
     options = [getattr(environment, name, None) for name in _OPTIONS]
     tables = [{"finalize": environment.finalize}, environment.filters, environment.tests]
-    # All of these are compared by identity; what can change in place is described anew each time.
+    # These parts are compared by identity. Parts that can change in place are digested anew on each call, below.
     listed = [part for table in tables for part in (*table, *table.values())]
     parts = (kind, *methods[0], *methods[1], *options, *listed)
     known = own.get(_KEPT)
@@ -83,7 +83,7 @@ def environment_context(environment: jinja2.Environment) -> str | None:
         list(extensions),
         environment.policies,
         getattr(environment, "static_context", None),
-        # An extension of the user's may ask the environment for anything.
+        # A user's extension may read any attribute of the environment.
         {name: value for name, value in own.items() if unknown and name not in _NEVER_ASKED},
     )
 
@@ -96,7 +96,7 @@ _OPTIONS = (
     *("autoescape", "is_async", "sandboxed", "intercepted_binops", "intercepted_unops", "newstyle_gettext"),
     *("template_class", "context_class", "code_generator_class", "compiler_class", "concat"),
 )
-"""What the parser, the compiler and Jinja2's own extensions ask an environment."""
+"""The attributes of an environment that the parser, the compiler and Jinja2's own extensions read."""
 _METHODS = (
     *("getattr", "getitem", "call", "call_binop", "call_unop", "compile", "parse", "_parse", "lex", "_tokenize"),
     *("preprocess", "iter_extensions", "_generate", "_compile", "_filter_test_common", "call_filter", "call_test"),
@@ -118,19 +118,20 @@ _NEVER_ASKED = {
 
 
 def _itself(functions: dict[str, Any]) -> Any:
-    """Return the functions: Jinja2's own compiler calls what users have written, so their content counts."""
+    """Return the functions themselves: Jinja2's own compiler calls users' functions, so their content counts."""
     return functions
 
 
 def signatures(functions: Mapping[str, Any]) -> str:
-    """Return the names and `signature` of some functions."""
+    """Return the names and signatures of functions as text; see `signature`."""
     return "".join(sorted(f"{name!r}: {signature(function)!r}, " for name, function in functions.items()))
 
 
 def signature(function: Any) -> tuple[str, ...] | None:
-    """Return what the compiler knows of a filter, a test or ``finalize``: how it is called, and whether it is known.
+    """Return what affects the code that calls a filter, a test or ``finalize``.
 
-    What a user's function does isn't part of any code: it is called when the template is rendered, never before.
+    The result has the function's calling convention, and its name if it is a function of Jinja2's or ours. It doesn't
+    depend on the body of a user's function, which is called only when a template is rendered.
     """
     if function is None:
         return None
@@ -140,16 +141,16 @@ def signature(function: Any) -> tuple[str, ...] | None:
 
 
 def is_known(function: Any) -> bool:
-    """Whether a function is one of Jinja2's or ours, which give the same for the same arguments.
+    """Whether a function is one of Jinja2's or ours, whose result depends on the arguments alone.
 
-    Such a function may be called on constants when a template is compiled.
+    Such a function may be called with constants when a template is compiled.
     """
     kind = type(function)
     if kind is BuiltinFunctionType:
         return function.__module__ == "_operator" or function in _KNOWN_BUILTINS
     if kind is not FunctionType:
         return False
-    # Not by __module__, which functools.wraps copies to whatever a user puts around one.
+    # Don't use __module__: functools.wraps copies it to a user's wrapper.
     if not f"{function.__globals__.get('__name__')}.".startswith((*_IN_TAG, "markupsafe.")):
         return False
     closed = (cell.cell_contents for cell in function.__closure__ or ())
@@ -160,7 +161,7 @@ _KNOWN_BUILTINS = frozenset({abs, len, callable})
 
 
 def snapshot(values: Any) -> Any:
-    """Return a copy of plain containers, all through; anything else stays the object that it is."""
+    """Return a deep copy of plain containers; objects of other types aren't copied."""
     kind = type(values)
     if kind is dict:
         return {name: snapshot(value) for name, value in values.items()}
@@ -170,16 +171,16 @@ def snapshot(values: Any) -> Any:
 
 
 class CacheApart:
-    """One of Jinja2's bytecode caches, whose entries for our code lie apart from Jinja2's own.
+    """A wrapper of a Jinja2 bytecode cache that keeps our code apart from the code of Jinja2's own compiler.
 
-    They lie under everything that decides what the code is (`environment_context`, our compiler), so neither Jinja2's
-    compiler nor another environment meets them.
+    The keys of our entries cover everything that affects the code (our compiler and `environment_context`), so neither
+    Jinja2's compiler nor another environment finds these entries.
 
     Parameters
     ----------
     cache : jinja2.BytecodeCache
     get, put : callable, optional
-        Its ``get_bucket`` and ``set_bucket``, where those are replaced.
+        The original ``get_bucket`` and ``set_bucket`` of `cache`, if they have been replaced.
     """
 
     def __init__(self, cache: Any, get: Any = None, put: Any = None) -> None:
@@ -188,7 +189,7 @@ class CacheApart:
         self._put = put or cache.set_bucket
 
     def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Any:
-        """Return the bucket of a template; an empty one where nothing may be kept."""
+        """Return a template's bucket; an empty one if the environment's code may not be stored."""
         context = environment_context(environment)
         if context is None:
             from jinja2.bccache import Bucket
@@ -202,7 +203,7 @@ class CacheApart:
         return self._get(environment, f"cuda_progcache-{apart}-{name}", filename, f"{apart}\n{source}")
 
     def set_bucket(self, bucket: Any) -> None:
-        """Keep the code of a bucket, unless nothing may be kept of its environment."""
+        """Store a bucket's code, unless the environment's code may not be stored."""
         if not getattr(bucket, "unkept", False):
             self._put(bucket)
 
@@ -218,7 +219,7 @@ class CacheApart:
 
 
 def move(code: CodeType, path: str) -> None:
-    """Have tracebacks name a template's file as it is called here, wherever its code was compiled."""
+    """Set the file name that tracebacks show for a template's code; it may have been compiled under another path."""
     if code.co_filename != path:
         from _imp import _fix_co_filename  # type: ignore[attr-defined]  # what importlib does for modules
 
@@ -226,11 +227,11 @@ def move(code: CodeType, path: str) -> None:
 
 
 class _Described:
-    """Writes each value so that two are written alike only if they are alike."""
+    """A serializer of values: two values have the same bytes only if they are alike."""
 
     def __init__(self) -> None:
-        self._open: dict[int, int] = {}  # what is being written, for what contains itself
-        self._written: dict[int, tuple[object, bytes]] = {}  # functions, which refer to each other
+        self._open: dict[int, int] = {}  # the values being written, for values that contain themselves
+        self._written: dict[int, tuple[object, bytes]] = {}  # functions, which may refer to each other
 
     def of(self, value: Any) -> bytes:
         kind = type(value)
@@ -280,11 +281,11 @@ class _Described:
         if kind is partial:
             return self.of(value.func) + self.of(value.args) + self.of(value.keywords)
         if getattr(kind, "identifier", None) and kind.__module__.startswith(_IN_TAG):
-            return _name(kind)  # an extension of Jinja2's or ours
+            return _name(kind)  # one of Jinja2's extensions or ours
         state = getattr(value, "__dict__", None)
         if "__dataclass_fields__" in vars(kind) or (state is not None and callable(value)) or _is_extension(kind):
-            kept = {k: v for k, v in (state or {}).items() if k != "environment"}  # an extension's own
-            return self._type(kind) + self.of(kept)
+            # An extension refers to its environment, which is digested by itself.
+            return self._type(kind) + self.of({k: v for k, v in (state or {}).items() if not _is_environment(v)})
         raise UnknownContentError(f"a {kind.__qualname__}")
 
     def _type(self, kind: type) -> bytes:
@@ -318,7 +319,7 @@ class _Described:
         )
 
     def _globals(self, function: Any) -> bytes:
-        """Write what a function reads of its module."""
+        """Return the bytes of the module globals that a function reads."""
         used: dict[str, Any] = {}
         codes = [function.__code__]
         while codes:
@@ -331,7 +332,7 @@ class _Described:
         )
 
     def _code(self, code: CodeType) -> bytes:
-        # Without file names and line numbers: moving a function doesn't change it.
+        # File names and line numbers are left out: moving a function doesn't change what it does.
         constants = b"".join(self._code(c) if isinstance(c, CodeType) else self.of(c) for c in code.co_consts)
         names = repr((code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_flags)).encode()
         return _tagged("code", code.co_code + constants + names + marshal.dumps(code.co_exceptiontable))
@@ -346,7 +347,7 @@ def _name(value: Any) -> bytes:
 
 
 def _file(module: str) -> bytes:
-    """Size and time of a module's file: what its functions call there counts, too."""
+    """Return the size and time of a module's file, because a function may call others in the same module."""
     path = getattr(sys.modules.get(module), "__file__", None)
     try:
         status = os.stat(path) if path else None
@@ -359,12 +360,17 @@ def _module(module: Any) -> bytes:
     return f"{module.__name__} {getattr(module, '__version__', '')}".encode() + _file(module.__name__)
 
 
+def _is_environment(value: Any) -> bool:
+    jinja2 = sys.modules.get("jinja2.environment")
+    return jinja2 is not None and isinstance(value, jinja2.Environment)
+
+
 def _is_extension(kind: type) -> bool:
     ext = sys.modules.get("jinja2.ext")
     return ext is not None and issubclass(kind, ext.Extension)
 
 
 _ATOMS = {bool, int, float, complex, str, bytes, range, slice}
-#: Their repr says all there is to say.
+#: Modules whose objects are fully described by their repr.
 _PLAIN = {"datetime", "decimal", "fractions", "pathlib", "uuid"}
 _CODE_HOLDERS = (FunctionType, property, classmethod, staticmethod, *_ATOMS, tuple, frozenset)

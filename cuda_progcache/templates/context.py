@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The context of a render, and what stands for the templates and blocks in it.
+"""The context of a render, and the objects that represent blocks, ``self`` and imported templates.
 
-There is one of each, whether a template runs in an `Environment` or in a kernel's, and none of them imports Jinja2.
-Once Jinja2 is loaded, each passes for Jinja2's class of its name, in ``isinstance`` and in everything that its users
-can see.
+`Environment` and `KernelEnvironment` use the same classes. The module doesn't import Jinja2; once Jinja2 is loaded, an
+instance passes for one of Jinja2's class of the same name, in ``isinstance`` and wherever else users can see it.
 """
 
 from __future__ import annotations
 
 import sys
-from _collections_abc import Mapping as _Mapping  # loaded by every Python; collections.abc is one more module
+from _collections_abc import Mapping as _Mapping  # loaded by every Python; collections.abc is another module
 
 from cuda_progcache.templates.undefined import missing, passes_for, public_missing
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
     from typing import Any
@@ -23,7 +22,7 @@ STOPPED = "value was undefined because a callable raised a StopIteration excepti
 
 
 class EvalContext:
-    """How output is treated in a template: whether it is escaped, and whether that may change in the render."""
+    """The output settings of a template: whether output is escaped, and whether that may change during the render."""
 
     __class__ = passes_for("jinja2.nodes")
 
@@ -34,30 +33,30 @@ class EvalContext:
         self.volatile = False
 
     def save(self) -> dict[str, Any]:
-        """Return the present state, for `revert`."""
+        """Return the current state, for `revert`."""
         return self.__dict__.copy()
 
     def revert(self, old: Mapping[str, Any]) -> None:
-        """Go back to a state that was saved."""
+        """Restore a state that `save` returned."""
         self.__dict__.clear()
         self.__dict__.update(old)
 
 
 class Context:
-    """The variables of a render; what ``pass_context`` functions get.
+    """The variables of a render; ``pass_context`` functions receive it.
 
-    What is rarely needed (``blocks``, ``eval_ctx``, ``globals_keys``) is made when it is asked for.
+    The rarely needed attributes ``blocks``, ``eval_ctx`` and ``globals_keys`` are created on first access.
 
     Attributes
     ----------
     parent : dict
-        What the template was given, globals among it.
+        The variables that the template was given, including globals.
     vars : dict
-        What it has set.
+        The variables that the template has set.
     exported_vars : set of str
-        Which of those importers see.
+        The names in `vars` that importing templates see.
     seen : bool
-        Whether code that isn't a template's has been given the context, and may have changed it since.
+        Whether the context was passed to code outside of templates, which may have changed it.
     """
 
     __class__ = passes_for("jinja2.runtime", "Context")
@@ -105,21 +104,21 @@ class Context:
         return self.environment.undefined(name=key) if found is public_missing() else found
 
     def get_all(self) -> dict[str, Any]:
-        """Return all variables in one dict, which isn't to be changed."""
+        """Return all variables in one dict; callers must not change the dict."""
         if not self.vars:
             return self.parent
         return {**self.parent, **self.vars} if self.parent else self.vars
 
     def get_exported(self) -> dict[str, Any]:
-        """Return the variables that importers see."""
+        """Return the variables that importing templates see."""
         return {key: self.vars[key] for key in self.exported_vars}
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function as a template does: with context, eval context or environment, if it asks for one."""
+        """Call a function as a template does; pass it the context, eval context or environment if it is marked so."""
         self.seen = True
         scopes = (kwargs.pop("_loop_vars", None), kwargs.pop("_block_vars", None)) if kwargs else ()
         marked = getattr(function, "jinja_pass_arg", None)
-        if type(function) is not _FUNCTION:  # an object whose class asks for a context
+        if type(function) is not _FUNCTION:  # an object: the mark may be on its class's __call__
             marked = getattr(getattr(type(function), "__call__", None), "jinja_pass_arg", marked)  # noqa: B004
         wants = getattr(marked, "name", None)
         if wants == "context":
@@ -137,7 +136,7 @@ class Context:
             return self.environment.undefined(STOPPED)
 
     def derived(self, locals: Mapping[str, Any] | None = None) -> Context:  # noqa: A002  (Jinja2's name for it)
-        """Return a context that has `locals`, too."""
+        """Return a copy of the context with `locals` added."""
         made = type(self)(self.environment, with_names(self.get_all(), locals), self.name, {})
         made.eval_ctx = self.eval_ctx
         made.seen = self.seen
@@ -145,7 +144,7 @@ class Context:
         return made
 
     def super(self, name: str, current: Any) -> Any:
-        """Return the block above `current`."""
+        """Return the parent block of `current`."""
         stack = self.blocks.get(name, ())
         if current not in stack:
             return _no_parent_block(self, name)
@@ -176,7 +175,7 @@ class Context:
         return self.get_all().values()
 
     def items(self) -> Iterable[tuple[str, Any]]:
-        """Return names and values of all variables."""
+        """Return the names and values of all variables."""
         return self.get_all().items()
 
     def __repr__(self) -> str:
@@ -187,7 +186,7 @@ _Mapping.register(Context)
 
 
 def with_names(names: dict[str, Any], more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return `names` with those of `more` that have a value."""
+    """Return `names` updated with the names in `more` that have a value."""
     if not more:
         return names
     absent = public_missing()
@@ -196,7 +195,7 @@ def with_names(names: dict[str, Any], more: Mapping[str, Any] | None) -> dict[st
 
 
 def as_markup(environment: Any, text: Any) -> Any:
-    """Return a template's own output as markup; an awaitable of it in an async environment."""
+    """Return a template's own output as markup; an awaitable of the markup in an async environment."""
     from markupsafe import Markup
 
     if not environment.is_async:
@@ -216,7 +215,7 @@ def _no_parent_block(context: Any, name: str) -> Any:
 
 
 class BlockReference:
-    """``super``, or a block of ``self``: called, it gives the block's text."""
+    """``super`` or a block of ``self`` in a template; calling it renders the block."""
 
     __class__ = passes_for("jinja2.runtime", "BlockReference")
 
@@ -228,20 +227,20 @@ class BlockReference:
 
     @property
     def super(self) -> Any:
-        """The block above."""
+        """The parent block."""
         if self._depth + 1 >= len(self._stack):
             return _no_parent_block(self._context, self.name)
         return BlockReference(self.name, self._context, self._stack, self._depth + 1)
 
     def __call__(self) -> Any:
-        """Return the text; an awaitable of it in an async environment."""
+        """Return the block's text; an awaitable of the text in an async environment."""
         context = self._context
         text = self._stack[self._depth].render(context, context.blocks)
         return as_markup(context.environment, text) if context.eval_ctx.autoescape else text
 
 
 class TemplateReference:
-    """``self`` in a template: its blocks by name."""
+    """``self`` in a template: a mapping of the template's blocks by name."""
 
     __class__ = passes_for("jinja2.runtime", "TemplateReference")
 
@@ -256,7 +255,7 @@ class TemplateReference:
 
 
 class TemplateModule:
-    """An imported template: its exported names are the attributes, its text is the string."""
+    """An imported template: the exported names are attributes, and `str` returns the text."""
 
     __class__ = passes_for("jinja2.environment", "TemplateModule")
 

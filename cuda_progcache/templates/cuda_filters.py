@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Template filters and tests for CUDA C++ source: C types, exact literals, vector types, definitions."""
+"""Template filters and tests for CUDA C++ source: C++ types, exact literals, vector types and definitions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import ParameterError
 from cuda_progcache.templates.dtypes import C_TYPES, TYPE_CODES, dtype_name
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 
 def ctype(dtype: object) -> str:
-    """Filter: the C++ type of a dtype, ``float16`` to ``__half``.
+    """Return the C++ type of a dtype, such as ``__half`` for ``float16`` (a filter).
 
     Half types need ``cuda_fp16.h`` or ``cuda_bf16.h``, complex types ``cuda/std/complex`` (header root "cccl").
 
@@ -49,16 +49,17 @@ _WIDE = {"double", "long", "ulong", "longlong", "ulonglong"}
 
 
 def vector_type(base: object, length: int, align: int = 16) -> str:
-    """Filter and global: CUDA's built-in vector type, ``vector_type("float", 4)`` to ``float4``.
+    """Return the name of a built-in vector type, ``float4`` for ``vector_type("float", 4)`` (a filter and a global).
 
     Parameters
     ----------
     base : str or dtype
-        A C type, CUDA's short name for it (``uint``), or a dtype. ``"float"`` is C's float here.
+        A C type, CUDA's short name of it (``uint``), or a dtype. ``"float"`` means C's float.
     length : int
-        1 to 4 elements; 2 for the half types.
+        The number of elements: 1 to 4; 2 for the half types.
     align : {16, 32}
-        Alignment in bytes of four 64-bit elements, for which CUDA 13 has two types: ``double4_16a``, ``double4_32a``.
+        The alignment in bytes of a vector of four 64-bit elements. CUDA 13 has two such types: ``double4_16a`` and
+        ``double4_32a``.
 
     Returns
     -------
@@ -89,27 +90,27 @@ def vector_type(base: object, length: int, align: int = 16) -> str:
 
 
 def cuda_literal(value: Any, dtype: object = None) -> str:
-    """Filter: an exact C++ constant expression; see `cuda_progcache.templates.literals.cuda_literal`."""
-    from cuda_progcache.templates import literals  # exact fractions: 8 ms to import
+    """Return an exact C++ constant expression (a filter); see `cuda_progcache.templates.literals.cuda_literal`."""
+    from cuda_progcache.templates import literals  # its import of fractions takes 8 ms
 
     return literals.cuda_literal(value, dtype)
 
 
 def define(value: Any, name: str) -> str:
-    """Filter: a preprocessor definition, ``256 | define("BLOCK")`` to ``#define BLOCK 256``.
+    """Return a preprocessor definition, ``#define BLOCK 256`` for ``256 | define("BLOCK")`` (a filter).
 
     Parameters
     ----------
     value : bool, int, float, str or None
-        Booleans become 1 or 0, floats an exact double, strings stay as they are (their line breaks continued), None
-        gives no value.
+        The macro's value. A boolean becomes 1 or 0, and a float an exact double. A string is stripped of surrounding
+        whitespace, and its line breaks are escaped. None defines a macro without a value.
     name : str
         The macro's name.
 
     Returns
     -------
     str
-        The line, without its line break.
+        The definition, without a line break at its end.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def define(value: Any, name: str) -> str:
 
 
 def power_of_two(value: Any) -> bool:
-    """Test whether `value` is an integer power of two; 1 is."""
+    """Test whether `value` is an integer power of two; 1 is one."""
     return _is_int(value) and value > 0 and value & (value - 1) == 0
 
 

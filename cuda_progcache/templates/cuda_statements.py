@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``{% require %}`` and ``{% unroll %}`` do when a template is rendered."""
+"""The runtime functions of ``{% require %}`` and ``{% unroll %}``."""
 
 from __future__ import annotations
 
 from cuda_progcache.errors import TemplateError
 from cuda_progcache.templates.undefined import is_undefined
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
 
 def refuse(message: object, names: Sequence[str], values: Sequence[object], template: str, line: int) -> NoReturn:
-    """Fail a ``{% require %}``.
+    """Raise the error of a ``{% require %}`` whose condition is false.
 
     Parameters
     ----------
     message : object
-        What the template says.
+        The message in the template.
     names, values : sequence
-        The variables of the condition; functions among them aren't shown.
+        The variables in the condition; the error shows them, except functions.
     template, line : str, int
-        Where it stands.
+        The place of the statement.
 
     Raises
     ------
     TemplateError
+        Always.
     """
     pairs = [
         f"{name} is undefined" if is_undefined(value) else f"{name} = {value!r}"
@@ -38,12 +39,12 @@ def refuse(message: object, names: Sequence[str], values: Sequence[object], temp
 
 
 def pragma(factor: object, template: str, line: int) -> str:
-    """Return ``#pragma unroll factor`` and a line break.
+    """Return ``#pragma unroll factor`` with a line break.
 
     Raises
     ------
     TemplateError
-        If `factor` is neither a positive whole number nor a C++ expression.
+        If `factor` is neither a positive integer nor a non-blank string.
     """
     whole = not isinstance(factor, bool) and isinstance(factor, int) and factor >= 1
     if not whole and not (isinstance(factor, str) and factor.strip()):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dtypes that kernels are written over: NumPy's names, their codes, and the C++ types.
+"""The dtypes of kernels: NumPy's names, the type codes, and the C++ types.
 
-NumPy objects are understood when they are passed, but NumPy is never imported here.
+NumPy objects are accepted, but this module never imports NumPy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ C_TYPES = {
     "complex128": "cuda::std::complex<double>",
 }
 DTYPES = tuple(C_TYPES)
-"""The dtype names that kernels can be written over, in NumPy's spelling."""
+"""The names of the dtypes that kernels may use, in NumPy's spelling."""
 
 TYPE_CODES = {
     "?": "bool",
@@ -44,7 +44,7 @@ TYPE_CODES |= {
     f"{sign}{size}": f"{kind}{size * 8}" for sign, kind in (("i", "int"), ("u", "uint")) for size in (1, 2, 4, 8)
 }
 TYPE_CODES |= {"half": "float16", "single": "float32", "double": "float64", "bool_": "bool"}
-# NumPy and C read these names differently: a silent choice would be wrong for one of them.
+# These names mean different types in NumPy and C, so that a silent choice would be wrong in one of the two.
 _AMBIGUOUS = {
     "float": "float32 or float64",
     "int": "int32 or int64",
@@ -61,7 +61,8 @@ def dtype_name(dtype: object) -> str:
     ----------
     dtype : str, type or numpy.dtype
         A NumPy name (``"float32"``), a type code in native or little-endian order (``"f4"``, ``"<f4"``),
-        ``"bfloat16"``, a Python type (as NumPy reads it: ``int`` is int64), or what NumPy, if loaded, takes for one.
+        ``"bfloat16"``, a Python type (as in NumPy: ``int`` is int64), or, if NumPy is loaded, anything that
+        ``numpy.dtype`` accepts.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def dtype_name(dtype: object) -> str:
     Raises
     ------
     ParameterError
-        If CUDA C++ has no such type, the name means different types in C and NumPy, or the byte order isn't the GPU's.
+        If CUDA C++ has no such type, the name means different types in C and NumPy, or the byte order is big-endian.
     """
     if isinstance(dtype, str):
         text = dtype.strip()
@@ -84,21 +85,21 @@ def dtype_name(dtype: object) -> str:
             return TYPE_CODES[code]
         if text[:1] == ">" and text[1:] in TYPE_CODES:
             raise ParameterError(
-                f"dtype {text!r} is big-endian; CUDA devices are little-endian, convert the array first"
+                f"dtype {text!r} is big-endian; CUDA devices are little-endian, so convert the array first"
             )
         raise ParameterError(f"no CUDA C++ type for dtype {dtype!r}{did_you_mean(text, C_TYPES, listing='known')}")
     if isinstance(dtype, type) and dtype in _PYTHON_TYPES:
         return _PYTHON_TYPES[dtype]
-    numpy = sys.modules.get("numpy")  # whoever holds a NumPy object has imported it
+    numpy = sys.modules.get("numpy")  # a caller with a NumPy object has imported NumPy
     if numpy is not None:
         try:
             resolved = numpy.dtype(dtype)
         except TypeError:
-            pass  # reported below, like everything else that names no type
+            pass  # reported below
         else:
             if not resolved.isnative:
                 raise ParameterError(
-                    f"dtype {resolved.str!r} is big-endian; CUDA devices are little-endian, convert the array first"
+                    f"dtype {resolved.str!r} is big-endian; CUDA devices are little-endian, so convert the array first"
                 )
             return dtype_name(str(resolved.name))
     raise ParameterError(f"{dtype!r} is not a dtype; give a NumPy dtype or one of {', '.join(DTYPES)}")

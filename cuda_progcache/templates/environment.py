@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel templates: Jinja2 syntax, set for CUDA source, with errors that name the template's line.
+"""Kernel templates: Jinja2 templates of CUDA source, with errors that name the template's line.
 
-A template whose code lies in a bytecode cache is loaded and rendered without Jinja2; it is imported when something has
-to be compiled, or explained.
+A template whose code is in the bytecode cache is loaded and rendered without Jinja2. Jinja2 is imported only to compile
+a template or to explain an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cuda_progcache.templates.plain_environment import STRING, PlainEnvironment,
 from cuda_progcache.templates.runtime import refuse_static
 from cuda_progcache.templates.undefined import is_undefined
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, TypeVar
@@ -30,31 +30,33 @@ if TYPE_CHECKING:
 
 
 class KernelEnvironment:
-    """Templates of CUDA source in one or more folders.
+    """An environment for templates of CUDA source in one or more folders.
 
-    Jinja2 syntax with ``trim_blocks``, ``lstrip_blocks`` and ``keep_trailing_newline``, no escaping, and undefined
-    names as errors. Besides Jinja2's own there are the filters ``ctype``, ``cuda_literal``, ``vector_type`` and
-    ``define``, the tests ``power_of_two`` and ``aligned(n)``, the global ``vector_type(base, n)``, and the tags
-    ``{% require condition, "message" %}`` and ``{% unroll n %}``. May be used from several threads.
+    The syntax is Jinja2's with ``trim_blocks``, ``lstrip_blocks`` and ``keep_trailing_newline``. Nothing is escaped,
+    and undefined names are errors. In addition to Jinja2's own, there are the filters ``ctype``, ``cuda_literal``,
+    ``vector_type`` and ``define``, the tests ``power_of_two`` and ``aligned(n)``, the global ``vector_type(base, n)``,
+    and the tags ``{% require condition, "message" %}`` and ``{% unroll n %}``. An environment is thread-safe.
 
     Parameters
     ----------
     search_path : path or sequence of paths
-        Folders with templates; the first that has a name wins.
+        The folders with templates. If several folders have a template of the same name, the first one wins.
     bytecode_cache : BytecodeCache or path, optional
-        Where compiled templates are kept between processes. Filters, tests and values of the static context count with
-        their code and content; where those can't be told (an object with hidden state), nothing is kept.
+        The cache that stores compiled templates between processes. The key covers how filters and tests are called, and
+        the content of the static context. If that content can't be determined (an object with hidden state), nothing is
+        stored.
     static_context : mapping, optional
-        Names with the same value in every render: what depends on them alone is worked out when a template is compiled.
+        Names with the same value in every render. Expressions of these names alone are evaluated when a template is
+        compiled.
     filters, tests, globals : mapping, optional
-        Further ones; they win over ours.
+        Additional ones; they override ours.
     extensions : sequence of str or class, optional
-        Of Jinja2; templates of an environment with extensions need Jinja2 when they are rendered, too.
+        Jinja2 extensions. With extensions, even cached templates need Jinja2 to be rendered.
     generated_from : bool
-        Begin the text of each file with a comment that names it and its SHA-256.
+        Whether the text of each file starts with a comment that has the template's name and SHA-256.
     line_directives : bool
-        Put ``#line`` into the text of each C++ file, so that the compiler, ``-lineinfo`` and profilers name the
-        template's lines. Each render then costs one more, with a compile of the templates.
+        Whether ``#line`` directives are put into the text of each C++ file, so that the compiler, ``-lineinfo`` and
+        profilers name the template's lines. Each render then takes a second render and a compilation of the templates.
     """
 
     def __init__(
@@ -82,22 +84,22 @@ class KernelEnvironment:
         self._static: dict[str, Any] = snapshot(dict(static_context or {}))
         self._additions = {"filters": dict(filters or {}), "tests": dict(tests or {}), "globals": dict(globals or {})}
         self._extensions = tuple(extensions)
-        self._context_hash: str | None = ""  # not worked out yet
+        self._context_hash: str | None = ""  # not computed yet
         self._environment: JinjaEnvironment | None = None
         self._plain: PlainEnvironment | None = None
         self._expressions: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
 
     @property
     def context_hash(self) -> str | None:
-        """What the bytecode cache files this environment's templates under, besides their names and sources.
+        """The part of the bytecode cache's key that depends on this environment.
 
-        None where its filters, tests or static context can't be told from others; then nothing is kept.
+        None if the content of the static context or of an extension can't be determined; then nothing is stored.
         """
         called = (signatures(self._additions[table]) for table in ("filters", "tests"))
         return context_digest(*called, self._extensions, self._static)
 
     def get_template(self, template_name: str) -> KernelTemplate:
-        """Return the template of that name.
+        """Return the template of a given name.
 
         Raises
         ------
@@ -109,7 +111,7 @@ class KernelEnvironment:
         return template
 
     def from_string(self, source: str) -> KernelTemplate:
-        """Return a template made from `source`; it can include and import those of the search path.
+        """Return a template made from `source`; it can include and import templates of the search path.
 
         Raises
         ------
@@ -126,19 +128,19 @@ class KernelEnvironment:
         Raises
         ------
         TemplateError
-            If the template is missing or wrong, a name is undefined, a ``{% require %}`` fails, or an expression
+            If the template is missing or invalid, a name is undefined, a ``{% require %}`` fails, or an expression
             raises.
         """
         return KernelTemplate(self, template_name, None).render(**params)
 
     def source_map(self, template_name: str, /, **params: Any) -> SourceMap:
-        """Return where each line of ``render(template_name, **params)`` came from; see `KernelTemplate.source_map`."""
+        """Return the origin of each line of ``render(template_name, **params)``; see `KernelTemplate.source_map`."""
         return KernelTemplate(self, template_name, None).source_map(**params)
 
     def digests(self, template_name: str, /) -> dict[str, str]:
-        """Return the SHA-256 of a template's file and of all that it includes, imports or extends.
+        """Return the SHA-256 of a template's file and of all files that the template includes, imports or extends.
 
-        Names that are computed when rendering are not in it; `KernelTemplate.render_traced` has them too.
+        Templates whose names are computed during a render aren't listed; see `KernelTemplate.render_traced` for those.
 
         Returns
         -------
@@ -149,10 +151,10 @@ class KernelEnvironment:
         return template._guarded(template._digests, {})
 
     def undeclared_parameters(self, template_name: str, /) -> frozenset[str]:
-        """Return the names that a template and its includes read but neither set nor find among the globals."""
+        """Return the names that a template and its includes read but don't set, without the names of globals."""
         environment = self.jinja()
         read: set[str] = set()
-        assigned: set[str] = set()  # an included template sees what the including one has set
+        assigned: set[str] = set()  # an included template sees the variables of the including one
         for name in self.digests(template_name):
             names = environment.names_of(environment.tree(name))
             read |= names[0]
@@ -160,12 +162,12 @@ class KernelEnvironment:
         return frozenset(read - assigned - set(environment.globals))
 
     def evaluate(self, expression: str, values: Mapping[str, Any]) -> Any:
-        """Return the value of a Jinja2 expression, with the CUDA filters and tests, over `values`.
+        """Return the value of a Jinja2 expression with variables `values`; it may use the CUDA filters and tests.
 
         Raises
         ------
         TemplateError
-            If the expression is wrong, names something undefined, or raises.
+            If the expression is invalid, its value is undefined, or its evaluation raises.
         """
         refuse_static(values, self._static)
         try:
@@ -176,17 +178,17 @@ class KernelEnvironment:
                 run = self._expressions[expression] = self._expression(expression)
             result = run(values)
             if is_undefined(result):
-                str(result)  # raises, and says what is missing
+                str(result)  # raises an error that says which name is undefined
             return result
         except Exception as error:  # it becomes a TemplateError
             raise self._error(error, STRING, values, placed=False) from error
 
     def _expression(self, expression: str) -> Callable[[Mapping[str, Any]], Any]:
-        """Return what evaluates an expression: a template that sets a variable to its value."""
+        """Return a function that evaluates an expression, by rendering a template that assigns it to a variable."""
         environment = self._templates()
         source = "{% set _result = (" + expression + ") %}"
         if not isinstance(environment, PlainEnvironment) or not environment.has_string(source):
-            self.jinja().compile_expression(expression)  # what is wrong with it is told in its own words
+            self.jinja().compile_expression(expression)  # its errors are about the expression alone
         template: Any = environment.from_string(source)
 
         def evaluate(values: Mapping[str, Any]) -> Any:
@@ -197,7 +199,7 @@ class KernelEnvironment:
         return evaluate
 
     def jinja(self) -> JinjaEnvironment:
-        """Return the Jinja2 environment beneath, made at the first call."""
+        """Return the underlying Jinja2 environment, which is created on the first call."""
         if self._environment is None:
             from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 
@@ -210,7 +212,7 @@ class KernelEnvironment:
         return self._environment
 
     def _templates(self) -> PlainEnvironment | JinjaEnvironment:
-        """Return the environment that templates are rendered in: with extensions it is Jinja2's."""
+        """Return the environment that renders templates; with extensions, the Jinja2 environment."""
         if self._extensions:
             return self.jinja()
         if self._plain is None:
@@ -221,7 +223,7 @@ class KernelEnvironment:
         return self._plain
 
     def _key(self) -> str | None:
-        """Return `context_hash`, which nothing changes any more: worked out once."""
+        """Return `context_hash`, computed once: it doesn't change."""
         if self._context_hash == "":
             self._context_hash = self.context_hash
         return self._context_hash
@@ -234,7 +236,7 @@ class KernelEnvironment:
         return template_error(error, self.jinja(), name, params, placed=placed, source=source)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled templates don't pickle; another process makes its own.
+        # Compiled templates can't be pickled; the other process makes its own.
         return {**self.__dict__, "_environment": None, "_plain": None, "_expressions": {}}
 
     def __repr__(self) -> str:
@@ -242,19 +244,19 @@ class KernelEnvironment:
 
 
 class KernelTemplate:
-    """One template; made by `KernelEnvironment.get_template` and `from_string`.
+    """A kernel template, as `KernelEnvironment.get_template` and `from_string` return it.
 
     Attributes
     ----------
     name : str
-        Its name in the search path, ``"<string>"`` for one made from a string.
+        The template's name in the search path, or ``"<string>"`` for a template made from a string.
     """
 
     def __init__(self, environment: KernelEnvironment, name: str, source: str | None) -> None:
         self.name = name
         self._kernel_environment = environment
         self._source = source
-        self._compiled: Any = None  # of a string; files' are the environment's
+        self._compiled: Any = None  # for a string; the environment keeps those of files
 
     def render(self, /, **params: Any) -> str:
         """Return the text for `params`.
@@ -269,51 +271,51 @@ class KernelTemplate:
         return self._guarded(lambda: self._rendered(params), params)
 
     def render_traced(self, /, **params: Any) -> tuple[str, dict[str, str]]:
-        """Return the text and the digests of the templates that can have gone into it.
+        """Return the text and the digests of the templates that the text may depend on.
 
         Returns
         -------
         tuple of str and dict
-            The dict is ``{template name: sha256 of its file}``: every file that was loaded or is included, imported or
-            extended by name, whether or not this render's conditions reached it.
+            The dict is ``{template name: sha256 of its file}``. It lists every file that was loaded and every file that
+            these include, import or extend by a constant name, whether or not this render reached the statement.
 
         Raises
         ------
         TemplateError
-            As `render`.
+            See `render`.
         """
         text, digests = self._guarded(lambda: self._traced(params), params)
         return self._finished(text, digests, params), digests
 
     @property
     def warnings(self) -> tuple[tuple[str, str, int, str], ...]:
-        """What is likely a mistake in the template: code, message, line and suggestion of each."""
+        """The likely mistakes in the template: the code, message, line and suggestion of each."""
         found: tuple[tuple[str, str, int, str], ...] = self._guarded(lambda: self._load().warnings, {})
         return found
 
     def undeclared(self) -> frozenset[str]:
-        """Return the names that this template itself, without its includes, reads but doesn't set."""
+        """Return the names that this template, without its includes, reads but doesn't set; globals aren't listed."""
         environment = self._kernel_environment.jinja()
         tree = environment.tree(self.name) if self._source is None else environment.parse(self._source)
         return frozenset(environment.names_of(tree)[0] - set(environment.globals))
 
     def source_map(self, /, **params: Any) -> SourceMap:
-        """Return where each line of ``render(**params)`` came from.
+        """Return the origin of each line of ``render(**params)``.
 
-        The template is rendered once more with a mark before every piece of text; the map is what the marks say, and
-        is empty, with the reason, unless the text without them is exactly that of `render`. Costs a compile of the
-        templates: for errors, not for every render.
+        The template is rendered a second time, with a mark before every piece of text, and the map is read from the
+        marks. If the marked text without its marks differs from the text of `render`, the map is empty and has the
+        reason. The templates are compiled anew, so use this to explain errors, not in every render.
 
         Raises
         ------
         TemplateError
-            As `render`.
+            See `render`.
         """
         text, digests = self._guarded(lambda: self._traced(params), params)
         return self._mapped(text, digests, params)
 
     def _finished(self, text: str, digests: Mapping[str, str], params: Mapping[str, Any]) -> str:
-        """Return the text with what the environment's settings put into it."""
+        """Return the text with the additions that the environment's settings ask for."""
         if self._has_directives:
             for name, value in params.items():
                 if hasattr(type(value), "__next__"):
@@ -321,7 +323,7 @@ class KernelTemplate:
 
                     raise TemplateError(
                         f"{self.name}: parameter {name!r} is an iterator, but #line "
-                        "directives need a second render; pass a list",
+                        "directives take a second render; pass a list",
                         template=self.name,
                     )
             return self._mapped(text, digests, params).text
@@ -388,18 +390,18 @@ class KernelTemplate:
         self._guarded(self._load, {})
 
     def _guarded(self, work: Callable[[], T], params: Mapping[str, Any]) -> T:
-        """Do something whose errors become TemplateErrors that name the template's line."""
+        """Call `work`; turn its errors into TemplateErrors that name the template's line."""
         environment = self._kernel_environment
         refuse_static(params, environment._static)
         try:
             return work()
-        except Exception as error:  # a template's expressions can raise anything
+        except Exception as error:  # a template's expressions can raise any error
             raise environment._error(error, self.name, params, source=self._source) from error
 
     def _load(self) -> Any:
         environment = self._kernel_environment._templates()
         if self._source is None:
-            return environment.get_template(self.name)  # kept there, and read again when the file changes
+            return environment.get_template(self.name)  # the environment keeps it, and reloads it if its file changes
         if self._compiled is None:
             self._compiled = environment.from_string(self._source)
         return self._compiled
@@ -440,7 +442,7 @@ _bares: list[KernelEnvironment] = []
 
 
 def _bare() -> KernelEnvironment:
-    """Return the environment without templates, for expressions."""
+    """Return an environment without templates, for expressions."""
     if not _bares:
         _bares.append(KernelEnvironment(()))
     return _bares[0]

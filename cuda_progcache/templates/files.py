@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Template files: the first folder of a search path that has a name wins."""
+"""Template files and search paths: the first folder that contains a template's name wins."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 
 from cuda_progcache._util.digest import sha256
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class TemplateFile:
-    """A template as it was read.
+    """A template's file at the time it was read.
 
     Attributes
     ----------
     name, path, text : str
     digest : str
-        SHA-256 of the file, which is that of the text in UTF-8; 64 hex digits.
+        The SHA-256 of the file, which is also that of the text in UTF-8; 64 hex digits.
     """
 
     __slots__ = ("_signature", "digest", "name", "path", "text")
@@ -38,12 +38,12 @@ class TemplateFile:
         self._signature = signature
 
     def is_current(self) -> bool:
-        """Whether the file has neither been edited nor gone since it was read."""
+        """Whether the file has been neither edited nor removed since it was read."""
         return _signature(self.path) == self._signature
 
 
 class SearchPath:
-    """Folders with templates.
+    """An ordered list of folders with templates.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ class SearchPath:
         self.roots = tuple(roots)
 
     def read(self, name: str) -> TemplateFile | None:
-        """Return the template of that name; None if no folder has it, or the name leads out of them.
+        """Return the file of a template; None if no folder has one of that name, or the name leads out of the folders.
 
         Raises
         ------
         TemplateError
-            If it can't be read or isn't UTF-8.
+            If the file can't be read or isn't UTF-8.
         """
         parts = name.split("/")
         if any(part == ".." or os.sep in part or (os.altsep and os.altsep in part) for part in parts):
@@ -69,7 +69,7 @@ class SearchPath:
             return None
         for root in self.roots:
             path = os.path.join(root, inner)
-            signature = _signature(path)  # before the read: a write in between shows as stale, never as fresh
+            signature = _signature(path)  # taken before the read: a write in between makes the file stale
             if signature is None:
                 continue
             data = _contents(path, name)
@@ -90,7 +90,7 @@ class SearchPath:
 def _signature(path: str) -> tuple[int, int, int] | None:
     try:
         stat = os.stat(path)
-    except (OSError, ValueError):  # a name with a null character is no file's
+    except (OSError, ValueError):  # ValueError: a name with a null character
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of a compiled template: code, syntax tree, precomputed values, warnings.
+"""The file format of a compiled template: a frame around code, syntax tree, precomputed values and warnings.
 
 Numbers are 4 bytes, little-endian; lengths are in bytes.
 
 ========  =============  ====================================================================================
-frame     magic          what follows
+frame     magic          content
 ========  =============  ====================================================================================
 legacy    (none)         marshalled code
 v2        ``00 "KDA"``   code length, code; pickled AST, if any
 v3        ``01 "KDA"``   code length, code; length, pickled list of precomputed values; pickled AST, if any
 v4        ``02 "KDA"``   as v3, with length and warnings (JSON, a list of objects) before the AST
-v5        ``05 "PGC"``   SHA-256 of the key and of all that follows; the four lengths; the four parts in v4's order
+v5        ``05 "PGC"``   SHA-256 of the key and of the rest of the file; the four lengths; the four parts in v4's order
 ========  =============  ====================================================================================
 
-v5 is written, and is all that the cache reads of its own files: no byte of one reaches marshal or pickle before its
-checksum was right for the very template that is asked for. `read_older` reads the others when they are handed to it.
-Unpickling makes data and nothing else: a name that could run something is refused.
+The cache writes and reads v5 only. The checksum covers the key of the requested template, and it is verified before any
+byte reaches marshal or pickle. `read_older` reads the older frames. Unpickling creates plain data only: it refuses
+every name that could run code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import CodeType
 
 from cuda_progcache._util.digest import sha256
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
@@ -47,11 +47,11 @@ class Compiled:
     ----------
     code : types.CodeType
     ast : jinja2.nodes.Template, optional
-        One that was read has no environment: call its ``set_environment`` before use.
+        The syntax tree. A tree that was read from a frame has no environment: call its ``set_environment`` before use.
     precomputed : iterable, optional
         Values that the code expects as ``_pc_0``, ``_pc_1``, ....
     warnings : iterable of mapping
-        What the compiler warned of; JSON values.
+        The compiler's warnings, as JSON values.
     """
 
     __slots__ = ("ast", "code", "precomputed", "warnings")
@@ -70,7 +70,7 @@ class Compiled:
 
 
 class FrameError(Exception):
-    """These bytes are no frame, or not the one that was asked for."""
+    """The bytes aren't a valid frame or aren't for the requested key, or a template can't be written as a frame."""
 
 
 def frame(compiled: Compiled, key: bytes) -> bytes:
@@ -80,12 +80,12 @@ def frame(compiled: Compiled, key: bytes) -> bytes:
     ----------
     compiled : Compiled
     key : bytes
-        What it may be read for.
+        The key that a reader must pass to `unframe`.
 
     Raises
     ------
     FrameError
-        Where it could not be read again, or not as what it is.
+        If the template can't be written in such a way that it can be read again.
     """
     code = _marshal(compiled.code)
     precomputed = _pickle(compiled.precomputed) if compiled.precomputed else b""
@@ -104,13 +104,13 @@ def frame(compiled: Compiled, key: bytes) -> bytes:
 
 
 def unframe(data: bytes, key: bytes) -> Compiled:
-    """Read a v5 frame; what the cache reads of its own files.
+    """Read a v5 frame.
 
     Raises
     ------
     FrameError
-        If it is anything else, damaged, for another key, holds something else than code and data, or a syntax tree
-        whose nodes have other fields than this Jinja2's.
+        If `data` isn't a v5 frame, is damaged or is for another key; if it has anything other than code and plain data;
+        or if the syntax nodes have different fields in the installed Jinja2.
     """
     if data[:4] != V5:
         raise FrameError("not a frame of this version")
@@ -123,14 +123,15 @@ def unframe(data: bytes, key: bytes) -> Compiled:
 
 
 def read_older(data: bytes) -> Compiled:
-    """Read a frame of an older version, which its owner vouches for: it has no checksum.
+    """Read a frame of an older version.
 
-    The cache never does: no file of a name of its own is of such a version.
+    Such a frame has no checksum, so the caller must trust its source. The cache doesn't use this function: none of its
+    files is of an older version.
 
     Raises
     ------
     FrameError
-        As `unframe`.
+        See `unframe`.
     """
     counted = {V2: 1, V3: 2, V4: 3}.get(data[:4])
     return _compiled(data, b"", b"", b"") if counted is None else _compiled(*_older(data, counted))
@@ -157,7 +158,7 @@ def _split(data: bytes, at: int, lengths: list[bytes]) -> list[bytes]:
 
 
 def _older(data: bytes, counted: int) -> list[bytes]:
-    """Split a frame whose first `counted` parts follow their lengths, and whose AST is the rest."""
+    """Split a frame of `counted` parts, each after its length, and an AST at the end."""
     parts = []
     at = 4
     for _ in range(counted):
@@ -224,7 +225,7 @@ def _tree(data: bytes) -> nodes.Template:
     return tree
 
 
-# What a pickle may name: constructors of plain data. None of them calls, imports or opens anything.
+# The names that a pickle may use: constructors of plain data. None of them calls, imports or opens anything.
 _DATA = {
     "builtins": {"set", "frozenset", "bytearray", "complex", "range", "slice"},
     "collections": {"OrderedDict", "deque", "Counter"},
@@ -242,9 +243,9 @@ _ENVIRONMENT = "environment"
 
 
 def _pickle(value: object) -> bytes:
-    """Pickle plain data or syntax nodes, and see that they can be read again.
+    """Pickle plain data or syntax nodes, and check that they can be read again.
 
-    Every node of a tree refers to its environment, which is no data: readers get None in its place.
+    Every node of a tree refers to its environment, which isn't data: readers get None in its place.
     """
     import io
     import pickle
@@ -258,7 +259,7 @@ def _pickle(value: object) -> bytes:
     buffer = io.BytesIO()
     try:
         Pickler(buffer, protocol=5).dump(value)
-    except Exception as error:  # an object's reduction can raise anything
+    except Exception as error:  # an object's __reduce__ can raise any error
         raise FrameError(f"can't be pickled: {error}") from error
     _unpickle(buffer.getvalue())
     return buffer.getvalue()
@@ -281,7 +282,7 @@ def _unpickle(data: bytes) -> Any:
     try:
         stream = io.BytesIO(data)
         value = Unpickler(stream).load()
-    except Exception as error:  # what damaged bytes, and the classes they name, raise is any error there is
+    except Exception as error:  # damaged bytes, and the classes that they name, can raise any error
         raise FrameError(f"can't be unpickled: {error}") from error
     if stream.tell() != len(data):
         raise FrameError("trailing data after the pickle")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jinja2 set up for CUDA source: what compiles a template that the bytecode cache doesn't hold, and answers questions.
+"""The Jinja2 environment for CUDA source, which compiles templates that aren't cached, and analyzes their syntax trees.
 
-One of the modules that import jinja2 at their top; they are reached when there is something to compile or to explain.
+This module imports jinja2 at its top, so it is imported only to compile a template or to explain an error.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class DigestLoader(jinja2.BaseLoader):
-    """Loads templates from a search path."""
+    """A loader of templates from a search path."""
 
     def __init__(self, files: SearchPath) -> None:
         self.files = files
-        self.names: dict[str, str] = {}  # file to template name, for tracebacks
+        self.names: dict[str, str] = {}  # template names by file, for tracebacks
 
     def get_source(
         self,
-        environment: jinja2.Environment,  # noqa: ARG002  (the loader protocol's)
+        environment: jinja2.Environment,  # noqa: ARG002  (required by the loader protocol)
         template: str,
     ) -> tuple[str, str, Callable[[], bool]]:
-        """Return text, file and an up-to-date check (Jinja2's loader protocol)."""
+        """Return a template's text, its file and an up-to-date check (Jinja2's loader protocol)."""
         file = self.files.read(template)
         if file is None:
             raise jinja2.TemplateNotFound(template)
@@ -46,12 +46,12 @@ class DigestLoader(jinja2.BaseLoader):
         return file.text, file.path, file.is_current
 
     def list_templates(self) -> list[str]:
-        """Return the names of all files under the roots."""
+        """Return the names of all files in the search path."""
         return self.files.names()
 
 
 class KernelJinjaTemplate(Template):
-    """A kernel's template that needs Jinja2; its module is made anew when one of its files changes."""
+    """A kernel template that needs Jinja2. Its module is created anew if one of its files changes."""
 
     def _get_default_module(self, ctx: Any = None) -> Any:
         extra = extra_globals(ctx, self.globals)
@@ -61,7 +61,7 @@ class KernelJinjaTemplate(Template):
 
 
 class JinjaEnvironment(Environment):
-    """Jinja2 over our compiler, with the settings, filters and tags for CUDA source."""
+    """A Jinja2 environment with our compiler, and with the settings, filters and tags for CUDA source."""
 
     template_class = KernelJinjaTemplate
 
@@ -91,7 +91,7 @@ class JinjaEnvironment(Environment):
         self.globals.update({**GLOBALS, **self.static_context, **globals})
 
     def compile_kernel(self, text: str, name: str | None, path: str) -> CodeType:
-        """Compile a template of which other templates of this environment are made.
+        """Compile a template to the code that `PlainTemplate` runs.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class JinjaEnvironment(Environment):
         return template
 
     def referred(self, name: str) -> tuple[TemplateFile, tuple[str, ...]] | None:
-        """Return a template's file and the templates that it names; None if it doesn't exist."""
+        """Return a template's file and the names of the templates that it refers to; None if it doesn't exist."""
         try:
             template: Any = self.get_template(name)
         except jinja2.TemplateNotFound:
@@ -113,8 +113,8 @@ class JinjaEnvironment(Environment):
         return _file_of(template), template._info.references
 
     def names_of(self, tree: nodes.Template) -> tuple[set[str], set[str]]:
-        """Return the names that a template reads without having set them, and all that it sets somewhere."""
-        defined = {n.name for n in tree.find_all((nodes.Macro, Region))}  # regions are nothing that `meta` knows
+        """Return the names that a template reads without setting them first, and all names that it sets anywhere."""
+        defined = {n.name for n in tree.find_all((nodes.Macro, Region))}  # jinja2.meta doesn't know regions
         assigned = defined | {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"}
         assigned |= {n.target for n in tree.find_all(nodes.Import)}
         regions = {n.name for n in tree.find_all(Region)}
@@ -137,7 +137,7 @@ def _file_of(template: Any) -> TemplateFile:
 
 
 class RequireExtension(Extension):
-    """``{% require condition, "message" %}``: a render fails, with line and values, where the condition is false."""
+    """``{% require condition, "message" %}``: if the condition is false, rendering fails with the line and values."""
 
     tags = {"require"}  # noqa: RUF012  (Jinja2 declares it so)
 
@@ -157,15 +157,15 @@ class RequireExtension(Extension):
 
 
 class UnrollExtension(Extension):
-    """``{% unroll n %}``: ``#pragma unroll n`` on a line of its own; without `n`, unroll fully.
+    """``{% unroll n %}``: ``#pragma unroll n`` on its own line; ``{% unroll %}`` unrolls the loop fully.
 
-    `n` is a positive integer or a string that holds a C++ constant expression.
+    `n` is a positive integer, or a string with a C++ constant expression.
     """
 
     tags = {"unroll"}  # noqa: RUF012  (Jinja2 declares it so)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Build the output of the pragma."""
+        """Build the output statement of the pragma."""
         line = next(parser.stream).lineno
         if parser.stream.current.type == "block_end":
             return nodes.Output([nodes.Const("#pragma unroll\n")]).set_lineno(line)
@@ -174,7 +174,7 @@ class UnrollExtension(Extension):
 
 
 def _call(function: str, arguments: list[nodes.Expr]) -> nodes.Call:
-    """Build the call of a function that compiled templates import for themselves, without the extension."""
+    """Build a call of a function in `cuda_statements`; compiled templates import it and don't need the extension."""
     return nodes.Call(nodes.ImportedName(f"{_STATEMENTS}.{function}"), arguments, [], None, None)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiled templates need of Jinja2: escaping, async, and the classes that its users subclass.
+"""The part of the templates' runtime that needs Jinja2: escaping, async, and classes for users to subclass.
 
-The objects and functions are those of `cuda_progcache.templates.runtime`; here is what is added where the environment
-is a `jinja2.Environment`.
+`cuda_progcache.templates.runtime` has the common objects and functions. This module has the additions for an
+environment that is a `jinja2.Environment`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cuda_progcache.templates import context, objects, runtime
 
 try:
     from markupsafe._speedups import _escape_inner as _escape_text
-except ImportError:  # without its C part, or before it had this
+except ImportError:  # markupsafe has no C extension, or is older than this function
 
     def _escape_text(text: str, /) -> str:
         return str(markup_escape(text))
@@ -33,11 +33,11 @@ _AS_THEY_ARE = frozenset({int, float, bool})
 
 
 class Context(context.Context, jinja2_runtime.Context):  # type: ignore[misc]  # typed alike, not the same
-    """The context of every template of ours, as a class that ``context_class`` may derive from."""
+    """The context of our templates; an environment's ``context_class`` may derive from it."""
 
 
 def escape(value: Any) -> str:
-    """Return a value as HTML-safe text, as plain `str`."""
+    """Return a value as HTML-safe text in a plain `str`."""
     kind = type(value)
     if kind is str:
         return _escape_text(value)
@@ -54,7 +54,7 @@ def new_context(
     shared: bool,  # noqa: FBT001  (as Jinja2's)
     locals_: Mapping[str, Any] | None,
 ) -> Any:
-    """Return a template's context: of the environment's class, or ours where that is Jinja2's."""
+    """Return a new context for a template, of the environment's ``context_class``; `Context` replaces Jinja2's own."""
     kind = template.environment.context_class
     if kind is jinja2_runtime.Context or kind is Context:
         return runtime.new_context(Context, template, variables, shared, locals_, _flat(template.globals))
@@ -64,7 +64,7 @@ def new_context(
 
 
 def _flat(names: Iterable[Any] | None) -> Any:
-    """Return a mapping that `dict` copies quickly: a ChainMap goes through each key in Python."""
+    """Return the names as a mapping that `dict` copies quickly; a ChainMap looks up each key in Python."""
     if type(names) is ChainMap and len(names.maps) == 2:
         own, shared = names.maps
         return {**shared, **own} if own else shared
@@ -74,7 +74,7 @@ def _flat(names: Iterable[Any] | None) -> Any:
 NAMES: dict[str, Any] = runtime.NAMES | {
     "AsyncLoopContext": jinja2_runtime.AsyncLoopContext,
     "Markup": Markup,
-    "Undefined": jinja2.Undefined,  # what {{ a if b }} gives where b is false, whatever the environment's undefined is
+    "Undefined": jinja2.Undefined,  # the value of {{ a if b }} if b is false, in every environment
     "_Namespace": jinja2.utils.Namespace,
     "_escape": escape,
     "auto_aiter": auto_aiter,
@@ -82,11 +82,11 @@ NAMES: dict[str, Any] = runtime.NAMES | {
     "escape": markup_escape,
     "markup_join": jinja2_runtime.markup_join,
 }
-"""The globals of compiled code."""
+"""The globals of compiled code, by name."""
 
 
 def namespace(environment: Any, filename: str, precomputed: Iterable[Any] = ()) -> dict[str, Any]:
-    """Return the namespace that a template's code is executed in."""
+    """Return a namespace to execute a template's code in."""
     names = runtime.namespace(NAMES, environment)
     names["__file__"] = filename
     names.update((f"_pc_{index}", value) for index, value in enumerate(precomputed))
@@ -94,7 +94,7 @@ def namespace(environment: Any, filename: str, precomputed: Iterable[Any] = ()) 
 
 
 def serve_jinja2(names: dict[str, Any]) -> None:
-    """Put what Jinja2's own environments ask of a template into the module that it was compiled to."""
+    """Add the names that Jinja2's own environments expect to the globals of a template that was written as Python."""
     whole = "render" in names
 
     def pieces(function: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -117,7 +117,7 @@ async def _awaited(text: Any) -> AsyncIterator[str]:
     yield await text
 
 
-# Jinja2's contexts pass an eval context to what asks for it, and its tracebacks leave out what is marked as its own.
+# Jinja2's contexts pass an eval context to marked functions, and its tracebacks leave out code marked as internal.
 objects.Macro.__call__.jinja_pass_arg = _PassArg.eval_context  # type: ignore[attr-defined]
 for _owner in (context.Context, context.BlockReference, objects.Macro, objects.LoopContext):
     for _member in vars(_owner).values():

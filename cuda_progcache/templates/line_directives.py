@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``#line`` directives, so that the compiler, ``-lineinfo`` and with it profilers name the template's lines.
+"""``#line`` directives: they make the compiler, ``-lineinfo`` and profilers name the template's lines.
 
-A directive stands only where the preprocessor takes one for what it is: not inside of a comment, a raw string, a
-continued line, or parentheses, which may be those of a macro's call.
+Directives are written only where the preprocessor recognizes them: not inside a comment, a raw string or a continued
+line, and not inside parentheses, which may be those of a macro call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cuda_progcache.templates.source_map import Location, SourceMap
 
-# What changes where the scan is: comments, string and character literals, parentheses. The rest of a line is text.
+# The tokens that change the state of the scan: comments, string and character literals, and parentheses.
 _TOKEN = re.compile(
     r"""//.*|/\*|(?:\b(?:u8|[uUL])?R"(?P<raw>[^()\\\s]{0,16})\()|"(?:[^"\\]|\\.)*"|(?<![0-9A-Za-z_])'(?:[^'\\]|\\.)*'|[()]"""
 )
@@ -24,19 +24,19 @@ _CONDITIONAL = re.compile(r"\s*#\s*(if|ifdef|ifndef|elif|elifdef|elifndef|else|e
 
 
 def with_line_directives(found: SourceMap) -> SourceMap:
-    """Return a source map whose text has ``#line`` before each line that isn't the template's next one.
+    """Return a source map with a ``#line`` directive before each line that doesn't follow its predecessor's origin.
 
-    Lines whose origin isn't known count on from the one before. A map that could not be made stays as it is.
+    A line of unknown origin is numbered as the line after the previous one. The text of an empty map isn't changed.
 
     Parameters
     ----------
     found : SourceMap
-        Of C++ source.
+        The map of a C++ source.
 
     Returns
     -------
     SourceMap
-        The directives themselves have no origin.
+        The map of the text with directives; the directives themselves have no origin.
     """
     from cuda_progcache.templates.source_map import SourceMap
 
@@ -63,10 +63,10 @@ def with_line_directives(found: SourceMap) -> SourceMap:
 
 
 def _openings(lines: list[str]) -> Iterator[bool]:
-    """Tell for each line whether a directive may stand before it."""
-    until: str | None = None  # what ends the comment or the raw string that is open
+    """Yield, for each line, whether a directive may be written before it."""
+    until: str | None = None  # the text that ends the open comment or raw string
     depth = 0
-    branches: list[int] = []  # how deep the parentheses are where each open #if stands
+    branches: list[int] = []  # the depth of parentheses at each open #if
     continued = False
     for line in lines:
         yield until is None and depth <= 0 and not continued
@@ -76,7 +76,7 @@ def _openings(lines: list[str]) -> Iterator[bool]:
                 branches.append(depth)
             elif branches and conditional[1] == "endif":
                 branches.pop()
-            elif branches:  # each branch begins with the parentheses that were open at the #if
+            elif branches:  # each branch starts at the depth of the #if
                 depth = branches[-1]
         at = 0
         while True:

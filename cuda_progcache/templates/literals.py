@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact C++ literals of Python and NumPy numbers.
 
-They are constant expressions that need no header beyond the one that declares the type, because NVRTC has no
-``<math.h>``: ``INFINITY`` and ``NAN`` aren't declared there.
+A literal is a constant expression that needs only the header that declares its type. NVRTC has no ``<math.h>``, so
+``INFINITY`` and ``NAN`` can't be used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cuda_progcache.templates.dtypes import C_TYPES, dtype_name
 
 
 class _FloatFormat(NamedTuple):
-    """An IEEE 754 binary format: significant bits (with the hidden one) and the exponents of its normal numbers."""
+    """An IEEE 754 binary format: the bits of precision (with the hidden bit) and the exponents of normal numbers."""
 
     precision: int
     min_exponent: int
     max_exponent: int
 
     def round(self, value: Fraction) -> Fraction | None:
-        """Return `value` rounded to nearest, ties to even; None if that is infinite."""
+        """Return `value` rounded to nearest, ties to even; None if the result is infinite."""
         if not value:
             return value
         magnitude = abs(value)
@@ -51,7 +51,7 @@ _BY_BITS = {
 
 
 def _by_bits(value: float, name: str) -> str:
-    """Write a value that the format represents by its encoding."""
+    """Return the literal of a value as the bits of its encoding; the format must represent the value exactly."""
     if name == "bfloat16":  # the upper half of a float
         bits = int.from_bytes(struct.pack(">f", value)[:2])
     else:
@@ -60,18 +60,19 @@ def _by_bits(value: float, name: str) -> str:
 
 
 def cuda_literal(value: Any, dtype: object = None) -> str:
-    """Filter: an exact C++ constant expression of type ``ctype(dtype)``.
+    """Return an exact C++ constant expression of type ``ctype(dtype)`` (a filter).
 
-    Floats are rounded once, to nearest even, and written as the shortest decimal that reads back the same; halves,
-    infinities and NaN (the quiet one, whatever the payload was) by their bits. Negative numbers come in parentheses.
+    A float is rounded once, to nearest even, and written as the shortest decimal that reads back as the same value.
+    Half types, infinities and NaN (always the quiet NaN, whatever the payload) are written as bits. Negative numbers
+    are parenthesized.
 
     Parameters
     ----------
     value : bool, int, float, complex or NumPy scalar
         The number.
     dtype : str, type or numpy.dtype, optional
-        The type of the literal; without it, a NumPy scalar's own, and for Python numbers bool, float64, complex128, or
-        the first of int32, int64 and uint64 that holds the integer.
+        The type of the literal. The default is the dtype of a NumPy scalar; for Python numbers it is bool, float64,
+        complex128, or the first of int32, int64 and uint64 that can represent the integer.
 
     Returns
     -------
@@ -81,7 +82,8 @@ def cuda_literal(value: Any, dtype: object = None) -> str:
     Raises
     ------
     ParameterError
-        If the value isn't a number, doesn't fit, isn't whole for an integer type, or would become zero or infinite.
+        If the value isn't a number, doesn't fit the type, isn't an integer although the type is an integer type, or is
+        rounded to zero or infinity.
     """
     own: Any = None
     if not isinstance(value, (bool, int, float, complex)) or type(value).__module__ == "numpy":
@@ -92,7 +94,7 @@ def cuda_literal(value: Any, dtype: object = None) -> str:
         own = dtype_name(own)
         value = item()
         if not isinstance(value, (bool, int, float, complex)):
-            value = float(value)  # ml_dtypes scalars: every bfloat16 is a double
+            value = float(value)  # a scalar of ml_dtypes: a double represents every bfloat16
     if dtype is not None:
         name = dtype_name(dtype)
     elif own is not None:
@@ -134,7 +136,7 @@ def _int_literal(value: Any, name: str) -> str:
     if width < 32:  # C++ has no literals of these types
         return f"static_cast<{C_TYPES[name]}>({number})"
     suffix = {"int32": "", "uint32": "u", "int64": "ll", "uint64": "ull"}[name]
-    if number < 0 and number == low:  # -2147483648 is minus applied to a number that no int holds
+    if number < 0 and number == low:  # in C++, -2147483648 negates 2147483648, which doesn't fit int
         return f"({number + 1}{suffix} - 1)"
     return f"({number}{suffix})" if number < 0 else f"{number}{suffix}"
 
@@ -153,7 +155,7 @@ def _float_literal(value: Any, name: str) -> str:
     negative = math.copysign(1.0, value) < 0 if isinstance(value, float) else value < 0
     if name in {"float16", "bfloat16"}:
         return _by_bits(math.copysign(float(rounded), -1.0 if negative else 1.0), name)
-    # Python's own repr is the shortest for doubles; for float32 fewer digits do, and nine always suffice.
+    # Python's repr is the shortest decimal of a double. A float32 needs fewer digits, nine at most.
     digits = repr(float(abs(rounded))) if name == "float64" else _shortest(abs(rounded), form)
     if digits.isdigit():
         digits += ".0"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendering with marks, the way a source map is made.
+"""Rendering with marks, from which source maps are made.
 
-Every piece of output in a template's syntax tree gets a mark, made of Unicode noncharacters, that names its template
-line. Where text is put together (macros, includes, blocks, captured text) the marks travel along. Filters, tests and
-functions never see them; a filter that keeps the lines of its text (``indent``) or only trims it gets them back.
+Every piece of output in a template's syntax tree gets a mark that identifies its template line; marks consist of
+Unicode noncharacters. Marks stay in the text when macros, includes, blocks and captured text are put together. Filters,
+tests and functions get text without marks. If a filter keeps the lines of its text (``indent``) or only trims it, the
+marks are restored in its result.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cuda_progcache.templates.source_map import Location, SourceMap
 if TYPE_CHECKING:
     import jinja2
 
-# "here": the text that follows is of location n. "open"/"close": around what an expression or an include puts out.
+# "here": the text that follows comes from location n. "open"/"close": around the output of an expression or an include.
 _HERE, _OPEN, _CLOSE, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _MARK = re.compile(f"([{_HERE}{_OPEN}{_CLOSE}])([0-9]+){_END}")
 _MARKS = re.compile(f"[{_HERE}{_OPEN}{_CLOSE}][0-9]+{_END}")
@@ -36,13 +37,13 @@ def map_of(
     Parameters
     ----------
     environment : Environment
-        The template's.
+        The template's environment.
     name : str
-        What messages call the template.
+        The template's name in messages.
     plain : str
-        Its text.
+        The template's text without marks.
     render : callable
-        Takes an environment whose templates put out marks, and renders the template there.
+        A function that takes an environment whose templates put out marks, and renders the template in it.
     own : mapping, optional
         The template's own globals.
     """
@@ -61,13 +62,13 @@ def map_of(
     _keep_marks_from(marked)
     try:
         text = render(marked)
-    except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
+    except Exception as error:  # noqa: BLE001  (the marks broke a computation; the caller gets the reason)
         return SourceMap(plain, reason=f"{name} can't be rendered with marks: {error}")
     return unmark(text, locations, plain, name)
 
 
 def _keep_marks_from(environment: jinja2.Environment) -> None:
-    """Put around an environment's filters, tests and functions what hides the marks from them."""
+    """Wrap an environment's filters, tests and functions so that they get text without marks."""
     filters: Any = environment.filters
     tests: Any = environment.tests
     filters.update({name: _unmarked(function, back=True) for name, function in filters.items()})
@@ -89,7 +90,7 @@ class _Marker(NodeTransformer):
         lines = node.data.split("\n")
         for index, line in enumerate(lines):
             visible = line.lstrip()
-            if visible:  # after the indentation, so that stripping and indenting work as on the plain text
+            if visible:  # the mark goes after the indentation: stripping and indenting then work as on the plain text
                 blank = line[: len(line) - len(visible)]
                 lines[index] = f"{blank}{_HERE}{self._number(node.lineno + index)}{_END}{visible}"
         return nodes.TemplateData("\n".join(lines), lineno=node.lineno)
@@ -111,8 +112,8 @@ class _Marker(NodeTransformer):
         return nodes.Output(children, lineno=node.lineno)
 
     def _placed(self, node: nodes.Expr) -> list[nodes.Expr]:
-        """Return an expression with marks around it, and around each part that is text of its own."""
-        # An expression's own line is its outermost operator's; the text starts where the first name stands.
+        """Return an expression with marks around it, and around each operand of ``~`` and branch of ``if``."""
+        # The line of an expression is that of its outermost operator, but its text starts at its first name.
         before, after = self._around(min(n.lineno for n in (node, *node.find_all(nodes.Expr)) if n.lineno))
         if isinstance(node, nodes.Concat):
             parts = [marked for part in node.nodes for marked in self._placed(part)]
@@ -132,7 +133,7 @@ class _Marker(NodeTransformer):
 
 
 def _unmarked(function: Callable[..., Any], *, back: bool = False) -> Callable[..., Any]:
-    """Wrap `function` to get text without marks; with `back`, its result gets them again where that is sure."""
+    """Wrap `function` so that it gets text without marks; with `back`, restore the marks in its result if possible."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -148,10 +149,10 @@ def _unmarked(function: Callable[..., Any], *, back: bool = False) -> Callable[.
 
 
 def _with_marks(marked: str, result: str) -> str:
-    """Return `result`, which a filter made from the text of `marked`, with the marks of the lines that it kept."""
+    """Return `result`, a filter's result for the text of `marked`, with the marks of the lines that the filter kept."""
     before = marked.split("\n")
     plain = _MARKS.sub("", marked)
-    if plain.strip() == result.strip():  # trimmed, or as it was: leave out the lines that were trimmed away
+    if plain.strip() == result.strip():  # trimmed or unchanged: leave out the removed lines
         skipped = _leading_lines(plain) - _leading_lines(result)
         trimmed = "".join(_MARKS.findall("\n".join(before[:skipped])))
         before = before[skipped : skipped + result.count("\n") + 1]
@@ -167,7 +168,11 @@ def _leading_lines(text: str) -> int:
 
 
 def _mark_line(marked: str, line: str) -> str:
-    """Return a line with the marks of another, whose text it is but for blanks around it, or whose length it has."""
+    """Return `line` with the marks of the line `marked` that a filter made it from.
+
+    If both have the same length without the blanks around them, each mark keeps its offset in the text. Otherwise all
+    marks but those at the start go to the end of the line.
+    """
     plain = _MARKS.sub("", marked)
     leading, indented = (len(text) - len(text.lstrip()) for text in (plain, line))
     alike = len(plain.strip()) == len(line.strip())
@@ -183,27 +188,27 @@ def _mark_line(marked: str, line: str) -> str:
 
 
 def unmark(text: str, locations: Sequence[tuple[str, int]], plain: str, name: str) -> SourceMap:
-    """Return the map that the marks in a text say; an empty one where it isn't `plain` without them.
+    """Return the source map of a marked text; the map is empty if `text` without its marks differs from `plain`.
 
     A line has the location of its first visible character.
 
     Parameters
     ----------
     text : str
-        With marks.
+        The text with marks.
     locations : sequence of (str, int)
-        Template and line of mark number n.
+        The template and line of mark number n.
     plain : str
-        What the template renders to without marks.
+        The text that the template renders without marks.
     name : str
-        The template's, for the reason.
+        The template's name in the reason of an empty map.
     """
     if _MARKS.sub("", text) != plain:
         return SourceMap(plain, reason=f"{name} computes with its own text, which marks would change")
     lines: list[Location | None] = [None]
     pieces: list[list[tuple[int, Location]]] = [[]]
     column = 0
-    # Per open expression: its number, where it stands, and where the text that it is putting out now stands.
+    # For each open expression: its number, its location, and the location of the text that it is putting out.
     stack: list[tuple[int, Location | None, Location | None]] = [(-1, None, None)]
 
     def take(piece: str) -> None:

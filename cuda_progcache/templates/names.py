@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jinja2's names as a kernel template sees them, without Jinja2: filters, tests and globals.
+"""Jinja2's filters, tests and globals for kernel templates, without Jinja2.
 
-What templates of CUDA source use most is here, for text that is never escaped; results and errors are Jinja2's. Every
-other name, and every unusual call of one that is here, takes Jinja2's own function, which imports it.
+This module implements the names that templates of CUDA source use most, for text that is never escaped, with the same
+results and errors as Jinja2. Other names, and unusual calls of these, use Jinja2's own functions and import Jinja2.
 """
 
 from __future__ import annotations
 
-import _operator as operator  # the module around it would have to be loaded
+import _operator as operator  # importing operator would load another module
 import sys
 from _collections_abc import MutableMapping as _MutableMapping  # loaded by every Python
 
 from cuda_progcache.templates.objects import Namespace
 from cuda_progcache.templates.undefined import is_undefined
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
@@ -32,12 +32,14 @@ def _theirs(table: str, name: str) -> Callable[..., Any]:
 
 
 class NameTable(_MutableMapping[str, "Callable[..., Any]"]):
-    """Filters or tests by name: those given, and Jinja2's own, imported when one is asked for.
+    """A table of filters or tests by name: the given functions, and Jinja2's own, which are imported on first use.
 
     Parameters
     ----------
     table : {"FILTERS", "TESTS"}
-        Which of Jinja2's.
+        The table of Jinja2's own functions.
+    *given : mapping
+        Tables of functions by name; later ones override earlier ones and Jinja2's own.
     """
 
     def __init__(self, table: str, *given: Mapping[str, Callable[..., Any]]) -> None:
@@ -65,11 +67,11 @@ class NameTable(_MutableMapping[str, "Callable[..., Any]"]):
         return len(_table(self._table) | self._known)
 
     def copy(self) -> dict[str, Callable[..., Any]]:
-        """Return a plain dict."""
+        """Return the table as a plain dict."""
         return _table(self._table) | self._known
 
 
-# Filters. The first parameters `_eval_ctx` and `_environment` are what Jinja2's own filters of these names are passed.
+# Filters. A first parameter `eval_ctx` or `environment` is passed as to Jinja2's own filter of the same name.
 
 
 def _text(value: object) -> str:
@@ -199,7 +201,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
 def _is_number(value: object) -> bool:
     if isinstance(value, (int, float, complex)):
         return True
-    numbers = sys.modules.get("numbers")  # whoever registers a class of numbers has imported it
+    numbers = sys.modules.get("numbers")  # code that registers a class of numbers has imported it
     return numbers is not None and isinstance(value, numbers.Number)
 
 
@@ -244,7 +246,7 @@ TESTS: dict[str, Callable[..., Any]] = {
 
 
 def _global(name: str) -> Callable[..., Any]:
-    """Return a global of Jinja2's that imports Jinja2 when it is called."""
+    """Return a global function that imports and calls Jinja2's function of the same name."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return _theirs("NAMESPACE", name)(*args, **kwargs)

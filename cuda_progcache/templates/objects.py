@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What templates make besides text: macros, loops, namespaces. One of each, with Jinja2 and without.
+"""The objects that templates create: macros, loops and namespaces.
 
-As those of :mod:`cuda_progcache.templates.context`, they pass for Jinja2's once it is loaded.
+The same classes are used with and without Jinja2. As in :mod:`cuda_progcache.templates.context`, an instance passes for
+one of Jinja2's class once Jinja2 is loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from cuda_progcache.templates.context import EvalContext, as_markup, is_eval_context
 from cuda_progcache.templates.undefined import missing, passes_for
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
@@ -22,8 +23,10 @@ class Macro:
     ----------
     name : str or None
     arguments : tuple of str
-    catch_kwargs, catch_varargs, caller, explicit_caller : bool
-        Whether it takes any keyword or positional argument, or a ``caller``, and whether that is among `arguments`.
+    catch_kwargs, catch_varargs : bool
+        Whether the macro accepts further keyword and positional arguments.
+    caller, explicit_caller : bool
+        Whether the macro reads ``caller``, and whether ``caller`` is in `arguments`.
     """
 
     __class__ = passes_for("jinja2.runtime", "Macro")
@@ -53,13 +56,13 @@ class Macro:
         self._default_autoescape = default_autoescape
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the macro's text for these arguments; Jinja2 passes an eval context before them."""
+        """Return the macro's text for the arguments; Jinja2 passes an eval context before them."""
         if args and is_eval_context(args[0]):
             return self.called(args[1:], kwargs, args[0].autoescape)
         return self.called(args, kwargs, self._default_autoescape)
 
     def called(self, args: Sequence[Any], kwargs: dict[str, Any], autoescape: Any) -> Any:
-        """Return the macro's text; as markup, if that is asked for."""
+        """Return the macro's text for `args` and `kwargs`; as markup if `autoescape` is true."""
         names = self.arguments
         count = self._argument_count
         given = list(args[:count])
@@ -97,14 +100,14 @@ class Macro:
 
 
 class LookAhead:
-    """Goes through items and can tell whether the present one is the last: it looks one item ahead, when asked.
+    """An iterator that can tell whether the current item is the last; it fetches the next item only when asked.
 
-    Asked for their number, it takes all of them out of a generator.
+    The length of a generator is found by taking all its items.
 
     Attributes
     ----------
     index : int
-        The present item's number, from 1.
+        The number of the current item, from 1.
     """
 
     def __init__(self, items: Iterable[Any]) -> None:
@@ -126,14 +129,14 @@ class LookAhead:
         return item
 
     def _look(self) -> Any:
-        """Return the item after the present one, or ``missing``."""
+        """Return the item after the current one, or ``missing``."""
         if self._after is missing:
             self._after = next(self._iterator, missing)
         return self._after
 
     @property
     def last(self) -> bool:
-        """Whether there is no item after the present one."""
+        """Whether there is no item after the current one."""
         return self._look() is missing
 
     @property
@@ -150,17 +153,17 @@ class LookAhead:
 
 
 class LoopContext(LookAhead):
-    """``loop`` in a template, where it is passed on as an object.
+    """``loop`` in a template that uses it as an object.
 
     Parameters
     ----------
     iterable : iterable
     undefined : type
-        Of what isn't there: before the first item, after the last.
+        The type of the undefined value before the first and after the last item.
     recurse : callable, optional
-        What ``loop(items)`` calls, in a recursive loop.
+        The function that ``loop(items)`` calls in a recursive loop.
     depth0 : int
-        How many recursions are around.
+        The depth of the recursion, from 0.
     """
 
     __class__ = passes_for("jinja2.runtime", "LoopContext")
@@ -185,22 +188,22 @@ class LoopContext(LookAhead):
 
     @property
     def depth(self) -> int:
-        """1 for the outermost of recursive loops."""
+        """The depth of the recursion, from 1."""
         return self.depth0 + 1
 
     @property
     def index0(self) -> int:
-        """The present item's number, from 0."""
+        """The number of the current item, from 0."""
         return self.index - 1
 
     @property
     def revindex0(self) -> int:
-        """The number of items that follow."""
+        """The number of items after the current one."""
         return self.length - self.index
 
     @property
     def revindex(self) -> int:
-        """`revindex0` and the present one."""
+        """The number of items from the current one on."""
         return self.length - self.index + 1
 
     @property
@@ -210,23 +213,23 @@ class LoopContext(LookAhead):
 
     @property
     def previtem(self) -> Any:
-        """The item before."""
+        """The item before the current one."""
         return self._undefined("there is no previous item") if self.first else self._before
 
     @property
     def nextitem(self) -> Any:
-        """The item after."""
+        """The item after the current one."""
         after = self._look()
         return self._undefined("there is no next item") if after is missing else after
 
     def cycle(self, *args: Any) -> Any:
-        """Return the arguments in turn."""
+        """Return the argument whose turn it is: a different one in each iteration, in a cycle."""
         if not args:
             raise TypeError("no items for cycling given")
         return args[(self.index - 1) % len(args)]
 
     def changed(self, *value: Any) -> bool:
-        """Whether this isn't what it was called with in the iteration before."""
+        """Return whether `value` differs from that of the previous call."""
         if self._last_changed != value:
             self._last_changed = value
             return True
@@ -241,7 +244,7 @@ class LoopContext(LookAhead):
         return item, self
 
     def __call__(self, iterable: Iterable[Any]) -> Any:
-        """Return the loop's text for other items, in a recursive loop."""
+        """Return the text of a recursive loop for other items."""
         if self._recurse is None:
             raise TypeError("The loop must have the 'recursive' marker to be called recursively.")
         return self._recurse(iterable, self._recurse, depth=self.depth)
@@ -251,11 +254,11 @@ class LoopContext(LookAhead):
 
 
 class Namespace:
-    """An object whose attributes templates may set, across scopes."""
+    """An object whose attributes templates can set from any scope."""
 
     __class__ = passes_for("jinja2.utils", "Namespace")
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # any name may be a keyword
+    def __init__(*args: Any, **kwargs: Any) -> None:  # any name may be a keyword, also "self"
         vars(args[0]).update(dict(*args[1:], **kwargs))
 
     def __setitem__(self, name: str, value: Any) -> None:

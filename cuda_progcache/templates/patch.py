@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`patch_jinja2`: our compiler and runtime under Jinja2's own classes."""
+"""`patch_jinja2` and `unpatch_jinja2`: they make Jinja2's own classes use our compiler and runtime."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _originals: list[tuple[type, str, Any]] = []
 
 
 def patch_jinja2() -> None:
-    """Put our compiler and runtime under `jinja2.Environment` itself.
+    """Make `jinja2.Environment` itself use our compiler and runtime.
 
-    For programs that want the speed without a change. What is compiled from now on is made a `Template` of ours;
-    templates that were compiled before stay as they are. What Jinja2 keeps compiled on disk (`jinja2.BytecodeCache`)
-    is compiled anew, and lies apart. Calling it again changes nothing.
+    This speeds up programs without changes to their code. It affects templates that are compiled from now on; templates
+    compiled earlier don't change. A `jinja2.BytecodeCache` stores our code apart from Jinja2's, so that templates in
+    the cache are compiled once more. A second call changes nothing.
     """
     if _originals:
         return
@@ -43,7 +43,7 @@ def patch_jinja2() -> None:
 
 
 def unpatch_jinja2() -> None:
-    """Take back what `patch_jinja2` did; templates compiled meanwhile stay as they are."""
+    """Undo `patch_jinja2`; templates compiled in the meantime don't change."""
     while _originals:
         owner, name, value = _originals.pop()
         setattr(owner, name, value)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment that compiled kernel templates know, and the templates in it.
+"""An environment and templates for kernels that render without Jinja2.
 
-It finds templates in memory, in the bytecode cache, or by having them compiled. One that needs Jinja2 (it escapes, say)
-is taken from the Jinja2 environment beneath, and joins in: the objects of both are the same.
+The environment takes a template from memory or the bytecode cache, or has it compiled. A template that needs Jinja2
+(because it escapes, for example) comes from the underlying Jinja2 environment. Both kinds can be mixed, because they
+use the same objects.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cuda_progcache.templates.context import Context, TemplateModule
 from cuda_progcache.templates.runtime import NAMES, Block, CodeInfo, extra_globals, namespace, new_context
 from cuda_progcache.templates.undefined import StrictUndefined, is_undefined, passes_for
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping
     from types import CodeType
@@ -30,13 +31,13 @@ STRING = "<string>"
 """The name of a template made from a string."""
 
 MARK = "__progcache_template__"
-"""The name, in the globals of a template's functions, that says which template they are of."""
+"""The global of a template's functions that has the template's name."""
 
 _used: ContextVar[dict[str, TemplateFile] | None] = ContextVar("_used", default=None)
 
 
 class Tracking:
-    """Collects, in a with statement, the files of the templates that are used in it, as they were loaded."""
+    """A context manager that collects the files of the templates used in its body, as they were loaded."""
 
     def __enter__(self) -> dict[str, TemplateFile]:
         self._around = _used.get()
@@ -51,14 +52,14 @@ class Tracking:
 
 
 def note(files: Mapping[str, TemplateFile]) -> None:
-    """Note files as used, for the `Tracking` around."""
+    """Record files as used, for the enclosing `Tracking`."""
     used = _used.get()
     if used is not None:
         used |= files
 
 
 class KeptModule:
-    """The default module of a template, with the files that went into it: it is made anew when one of them changes."""
+    """The default module of a template; it is created anew if one of the files that it was made from changes."""
 
     __slots__ = ("_files", "_module")
 
@@ -67,7 +68,7 @@ class KeptModule:
         self._files: dict[str, TemplateFile] = {}
 
     def get(self, make: Callable[[], Any]) -> Any:
-        """Return the module; `make` makes it."""
+        """Return the module; call `make` to create it if necessary."""
         if self._module is None or not all(file.is_current() for file in self._files.values()):
             with Tracking() as files:
                 module = make()
@@ -78,22 +79,22 @@ class KeptModule:
 
 
 class PlainTemplate:
-    """A kernel template whose code has been loaded; for Jinja2's users a `jinja2.Template`.
+    """A kernel template that renders without Jinja2; it passes for a `jinja2.Template`.
 
     Parameters
     ----------
     environment : PlainEnvironment
     code : types.CodeType
-        As the compiler made it.
+        The compiled code.
     name : str or None
     info : CodeInfo
-        Those of the code.
+        The info of the code.
 
     Attributes
     ----------
     blocks : dict of str to Block
     references : tuple of str
-        The templates that it includes, imports or extends by a constant name.
+        The names of the templates that this one includes, imports or extends by a constant name.
     """
 
     __class__ = passes_for("jinja2.environment", "Template")
@@ -102,7 +103,7 @@ class PlainTemplate:
         namespace = {**environment.names, MARK: name}
         for number, static in enumerate(info.static):
             namespace[f"_pc_{number}"] = environment.static[static]
-        exec(code, namespace)  # noqa: S102  (what this package's compiler made of a template)
+        exec(code, namespace)  # noqa: S102  (made by our compiler)
         self.environment = environment
         self.name = name
         self.filename = code.co_filename
@@ -115,7 +116,7 @@ class PlainTemplate:
         self.warnings = info.warnings
 
     def _form(self, form: str) -> dict[str, Callable[..., Any]]:
-        """Return the functions of a form: one piece of text, whatever is asked for."""
+        """Return the functions of a form; in every form, they yield the text in one piece."""
         made: dict[str, Callable[..., Any]] = {f"render_{form}": _in_one_piece(self._render)}
         for name, block in self.blocks.items():
             made[f"_block_{name}_{form}"] = _in_one_piece(block.render)
@@ -132,25 +133,25 @@ class PlainTemplate:
         return made
 
     def render(self, *args: Any, **kwargs: Any) -> str:
-        """Return the text for the variables given, as `dict` takes them."""
+        """Return the text for the given variables; the arguments are those of `dict`."""
         return self._render(self.new_context(dict(*args, **kwargs)), None)
 
     def generate(self, *args: Any, **kwargs: Any) -> Iterator[str]:
-        """Give the text, in one piece."""
+        """Yield the text, in one piece."""
         yield self.render(*args, **kwargs)
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the text as Jinja2's stream."""
+        """Return the text as a Jinja2 stream."""
         from jinja2.environment import TemplateStream
 
         return TemplateStream(self.generate(*args, **kwargs))
 
     def root_render_func(self, context: Any) -> Iterator[str]:
-        """Give the text for a context, in one piece."""
+        """Yield the text for a context, in one piece."""
         yield self._render(context, None)
 
     def make_module(self, *args: Any, **kwargs: Any) -> TemplateModule:
-        """Return what ``{% import %}`` binds, for the arguments of `new_context`: what is exported, and the text."""
+        """Return the module that ``{% import %}`` binds; the arguments are those of `new_context`."""
         context = self.new_context(*args, **kwargs)
         return TemplateModule(self, context, [self._render(context, None)])
 
@@ -163,11 +164,11 @@ class PlainTemplate:
 
     @property
     def module(self) -> TemplateModule:
-        """The template as a module, without variables."""
+        """The template as a module, rendered without variables."""
         return self._get_default_module()
 
     def with_globals(self, more: Mapping[str, Any] | None) -> PlainTemplate:
-        """Return the template with further globals; itself where there are none."""
+        """Return the template with additional globals; the template itself if `more` is empty."""
         if not more:
             return self
         made = object.__new__(PlainTemplate)
@@ -186,22 +187,22 @@ def _in_one_piece(render: Callable[..., str]) -> Callable[..., Iterator[str]]:
 
 
 class PlainEnvironment:
-    """Kernel templates and what they use; a template's code sees it as ``environment``.
+    """An environment of kernel templates; compiled code knows it as ``environment``.
 
-    For Jinja2's users it is a `jinja2.Environment`: what it hasn't itself is asked of a real one.
+    It passes for a `jinja2.Environment`: other attributes are those of the underlying Jinja2 environment.
 
     Parameters
     ----------
     files : SearchPath
     bytecode_cache : BytecodeCache or None
     context_hash : callable
-        Gives the digest of what decides, besides a template's source, what its code is; None where nothing may be kept.
+        A function that returns `KernelEnvironment.context_hash`; if that is None, nothing is stored.
     jinja : callable
-        Gives the Jinja2 environment.
+        A function that returns the underlying Jinja2 environment.
     static : mapping
         The static context; its names are globals, too.
     filters, tests, globals : mapping
-        Further ones; they win over ours.
+        Additional ones; they override ours.
 
     Attributes
     ----------
@@ -245,21 +246,21 @@ class PlainEnvironment:
         if name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self._jinja(), name)
-        if hasattr(value, "__func__"):  # Jinja2's filters ask for its methods with each item
+        if hasattr(value, "__func__"):  # Jinja2's filters fetch such methods for every item
             self.__dict__[name] = value
         return value
 
     # Templates
 
     def get_template(self, name: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002
-        """Return a template of the search path; read again if its file has changed.
+        """Return a template of the search path; it is reloaded if its file has changed.
 
         Raises
         ------
         jinja2.TemplateNotFound
-            If there is none of that name.
+            If there is no template of that name.
         jinja2.TemplateSyntaxError
-            If it is wrong.
+            If the template's syntax is wrong.
         """
         template = self.find("get_template", name, parent)
         if template is None:
@@ -269,7 +270,7 @@ class PlainEnvironment:
         return template.with_globals(globals) if globals else template
 
     def select_template(self, names: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002
-        """Return the first template that exists; as `get_template`."""
+        """Return the first template of `names` that exists; see `get_template`."""
         template = self.find("select_template", names, parent)
         if template is None:
             from jinja2 import TemplatesNotFound
@@ -285,13 +286,13 @@ class PlainEnvironment:
         parent: str | None = None,
         globals: Mapping[str, Any] | None = None,  # noqa: A002
     ) -> Any:
-        """Return the template of a name, or the first that exists of several."""
+        """Return the template of a given name, or, for a list of names, the first template that exists."""
         if _is_name(template_name_or_list):
             return self.get_template(template_name_or_list, parent, globals)
         return self.select_template(template_name_or_list, parent, globals)
 
-    def find(self, method: str, names: Any, parent: str | None) -> Any:  # noqa: ARG002  (the loader's business)
-        """Return what one of the methods above would; None where there is no such template."""
+    def find(self, method: str, names: Any, parent: str | None) -> Any:  # noqa: ARG002  (names aren't relative)
+        """Return the template that `method`, one of the methods above, returns; None if there is no such template."""
         if method == "get_template" or (method == "get_or_select_template" and _is_name(names)):
             return names if _is_template(names) else self._find(names)
         if is_undefined(names):
@@ -303,14 +304,14 @@ class PlainEnvironment:
         return None
 
     def from_string(self, source: str, globals: dict[str, Any] | None = None) -> Any:  # noqa: A002  (Jinja2's name)
-        """Return the template that a text is."""
+        """Return a template made from `source`."""
         from cuda_progcache.templates.bytecode_cache import hash_source
 
         made = self._load(None, source, hash_source(source), STRING)
         return self._jinja().from_string(source, globals) if made is None else made.with_globals(globals)
 
     def has_string(self, source: str) -> bool:
-        """Whether the code of a text lies in the bytecode cache."""
+        """Whether the bytecode cache has the code of a template made from `source`."""
         from cuda_progcache.templates.bytecode_cache import hash_source
 
         cache, context = self._cache, self._context_hash()
@@ -321,7 +322,7 @@ class PlainEnvironment:
     def _find(self, name: Any) -> Any:
         """Return a template of the search path; None if there is none of that name."""
         if is_undefined(name):
-            str(name)  # raises, and says what is missing
+            str(name)  # raises an error that says which name is undefined
         found = self._loaded.get(name)
         if found is None or not found[0].is_current():
             file = self.files.read(name)
@@ -334,7 +335,7 @@ class PlainEnvironment:
         return found[1]
 
     def _load(self, name: str | None, text: str, digest: str, path: str) -> PlainTemplate | None:
-        """Return the template that a text is; None if it takes Jinja2's environment to render it."""
+        """Return a template made from `text`; None if the template needs the Jinja2 environment."""
         context = None if self._cache is None else self._context_hash()
         cache = None if context is None else self._cache
         key = name or STRING
@@ -353,24 +354,24 @@ class PlainEnvironment:
         move(code, path)
         return PlainTemplate(self, code, name, info)
 
-    # Which templates go into a text
+    # Dependencies
 
     def referred(self, name: str) -> tuple[TemplateFile, tuple[str, ...]] | None:
-        """Return a template's file and the templates that it names; None if it doesn't exist."""
+        """Return a template's file and the names of the templates that it refers to; None if it doesn't exist."""
         if self._find(name) is None:
             return None
         file, template = self._loaded[name]
         return (file, template.references) if template is not None else self._jinja().referred(name)
 
-    # What templates' code asks for
+    # Lookups by templates' code
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return an attribute, else an item, else an undefined value."""
+        """Return an attribute of `obj`; failing that, an item; failing that, an undefined value."""
         found: Any = self.names["_getattr"]
         return found(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Return an item, else an attribute, else an undefined value."""
+        """Return an item of `obj`; failing that, an attribute; failing that, an undefined value."""
         try:
             return obj[argument]
         except (AttributeError, TypeError, LookupError):
@@ -383,9 +384,10 @@ class PlainEnvironment:
 
 
 def closure(environment: Any, used: Mapping[str, TemplateFile]) -> dict[str, str]:
-    """Return ``{template: sha256}`` of the files used, as they were loaded, and of all that these refer to by name.
+    """Return ``{template: sha256}`` of the files in `used` and of all templates that these refer to by name.
 
-    A template that is named but doesn't exist isn't listed: ``{% include ... ignore missing %}`` is legal.
+    The digests of files in `used` are those of the content that was loaded. A template that doesn't exist isn't listed,
+    because ``{% include ... ignore missing %}`` may name it.
     """
     digests = {name: file.digest for name, file in used.items()}
     waiting = list(used)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statements that Jinja2 doesn't have: ``{% region %}``, ``{% globals %}``, ``{% imports %}``, as nodes."""
+"""Nodes and parsers of statements that Jinja2 doesn't have: ``{% region %}``, ``{% globals %}``, ``{% imports %}``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _statement(name: str, fields: tuple[str, ...], doc: str) -> Any:
-    """Make a node type; Jinja2 lets nobody but itself write one as a class."""
+    """Return a new node type; Jinja2's metaclass refuses class statements of other packages."""
     members = {
         "__doc__": doc,
         "__module__": __name__,
@@ -32,9 +32,9 @@ Globals = _statement("Globals", ("body",), "Statements that set up names for the
 def region(parser: Parser) -> nodes.Node:
     """Parse ``{% region name(a, b=1) %}…{% endregion %}``, a block with parameters.
 
-    It puts out nothing where it stands: the template calls it as ``name(…)``, and `Template.render_block` renders it by
-    itself, with the parameters as variables. Its body sees the parameters and the render's variables, not the locals of
-    the place where it stands.
+    The statement itself puts out nothing. The template calls a region as ``name(…)``, and `Template.render_block`
+    renders it alone, with the parameters as variables. The body sees the parameters and the render's variables, but not
+    the local variables of the place where the region is defined.
     """
     made = Region(lineno=next(parser.stream).lineno)
     made.name = parser.parse_assign_target(name_only=True).name
@@ -49,8 +49,8 @@ def region(parser: Parser) -> nodes.Node:
 def set_up(parser: Parser) -> nodes.Node:
     """Parse ``{% globals %}…{% endglobals %}`` or ``{% imports %}…{% endimports %}``.
 
-    These are assignments, macros and imports that are done before anything else, in a render and before `render_block`,
-    so that a block rendered by itself finds their names. What they would put out is dropped.
+    The body (assignments, macros and imports) is executed first in each render and in `render_block`, so that a block
+    rendered alone finds its names. Output of the body is discarded.
     """
     token = next(parser.stream)
     made: nodes.Node = Globals(
@@ -63,7 +63,7 @@ TAGS = {"region": region, "globals": set_up, "imports": set_up}
 
 
 def parse(environment: Environment, source: str, name: str | None, filename: str | None) -> nodes.Template:
-    """Parse a template that may have these tags; an extension's own tag of such a name wins."""
+    """Parse a template that may have these tags; an extension's tag of the same name overrides ours."""
     parser = Parser(environment, source, name, filename)
     parser.extensions = {**TAGS, **parser.extensions}
     return parser.parse()

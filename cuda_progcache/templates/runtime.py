@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiled templates run on; imports nothing of jinja2.
+"""The runtime of compiled templates; it doesn't import jinja2.
 
-`Compiler.compile` gives a code object that is executed in a namespace with::
+`Compiler.compile` returns a code object, which is executed in a namespace with::
 
-    NAMES          this module's table; JINJA2_NAMES besides, where the environment is one of Jinja2's
+    NAMES          this module's table; also JINJA2_NAMES, if the environment is a jinja2.Environment
     environment    the environment: filters, tests, undefined, finalize, concat, get_template(name, parent), ...
     _getattr, _getitem
     _pc_0, _pc_1   the values of Compiler.precomputed, if there are any
@@ -12,21 +12,21 @@
 The compiler takes every name that it emits from these tables. The code defines::
 
     name           the template's name, or None
-    source         the text it was compiled from, or None; what the lazy forms are compiled from
+    source         the text that was compiled, or None; the other forms are compiled from it
     render(ctx, _blocks=None) -> str
     _block_NAME(ctx, _blocks) -> str       for each block and region
     blocks         {NAME: _block_NAME}
-    _globals_setup(ctx)                    where the template has {% globals %} or {% imports %}
-    _imports_setup(ctx)                    where it imports by a constant name, at its top level
-    parent                                 the name of the template it extends, where that is a constant
+    _globals_setup(ctx)                    if the template has {% globals %} or {% imports %}
+    _imports_setup(ctx)                    if it imports by a constant name at its top level
+    parent                                 the name of the template that it extends, if the name is constant
 
-In an async environment ``render`` and the blocks are coroutine functions. Compiled for streaming (``form="stream"``)
-the code defines ``render_stream(ctx, _blocks=None)`` and ``_block_NAME_stream`` in their place: generators, or async
-generators, that put out runs of text; ``form="pieces"`` is the same with one item per piece of output, as Jinja2's own,
-in ``render_pieces`` and ``_block_NAME_pieces``. The other forms are compiled from ``source`` when they are asked for.
-After the code was executed, ``_own`` has to be put into the namespace: ``{NAME: Block}`` of the template.
+In an async environment, ``render`` and the blocks are coroutine functions. With ``form="stream"``, the code instead
+defines ``render_stream(ctx, _blocks=None)`` and ``_block_NAME_stream``: generators, or async generators, of runs of
+text. With ``form="pieces"``, it defines ``render_pieces`` and ``_block_NAME_pieces``, which yield one item for each
+piece of output, as Jinja2's own code does. The forms other than the first are compiled from ``source`` on first use.
+After the code is executed, ``_own``, the template's ``{NAME: Block}``, must be added to the namespace.
 
-`ctx` is a `cuda_progcache.templates.objects.Context`, or what an environment's ``context_class`` makes.
+`ctx` is a `cuda_progcache.templates.context.Context`, or an instance of the environment's ``context_class``.
 """
 
 from __future__ import annotations
@@ -37,49 +37,52 @@ from cuda_progcache.templates.context import STOPPED, BlockReference, Context, T
 from cuda_progcache.templates.objects import LookAhead, LoopContext, Macro, Namespace
 from cuda_progcache.templates.undefined import Undefined, missing, public_missing
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
     from types import CodeType
     from typing import Any
 
 EMPTY: dict[str, Any] = {}
-"""Stands for a value that is no plain dict, where attributes are looked up; never changed."""
+"""The replacement for a value that isn't a plain dict, in attribute lookups; it is never changed."""
 
 SIZED = frozenset({list, tuple, range, dict, str, set, frozenset, type({}.items()), type({}.keys()), type({}.values())})
-"""Types whose number of items is known before a loop; `FIXED` are those that a loop's body can't change."""
+"""Types whose length is known before a loop; `FIXED` has those that the body of a loop can't change."""
 FIXED = frozenset({tuple, range, str, frozenset})
 
 
-# What puts out text: blocks, and other templates
+# Sources of text: blocks and other templates
 
 
 class TextSource:
-    """Something that a template puts out, in any form; each class has ``render``, which gives all of the text."""
+    """A block or template whose text a template puts out, in any form.
+
+    Each subclass has ``render``, which returns the whole text, and ``give``, which yields it in one of the other forms.
+    """
 
     __slots__ = ()
     give: Callable[..., Any]
 
     def stream(self, *args: Any) -> Any:
-        """Give runs of text."""
+        """Return an iterator over runs of text."""
         return self.give("stream", *args)
 
     def pieces(self, *args: Any) -> Any:
-        """Give each piece of output."""
+        """Return an iterator over pieces of output."""
         return self.give("pieces", *args)
 
 
 class Block(TextSource):
-    """A block of a template; calling it gives an iterator over its text, as Jinja2's blocks do.
+    """A block of a template; calling a block returns an iterator over its text, as for Jinja2's blocks.
 
     Parameters
     ----------
     name : str
-        The block's.
+        The block's name.
     function : callable
-        ``_block_NAME`` of the form that was compiled.
+        The function ``_block_NAME`` of the compiled code.
     form : callable
-        Takes a form's name, ``"stream"`` or ``"pieces"``, and gives the namespace that was compiled for it.
+        A function that takes the name of a form, ``"stream"`` or ``"pieces"``, and returns the namespace of that form.
     """
 
     __slots__ = ("_form", "_name", "render")
@@ -90,16 +93,16 @@ class Block(TextSource):
         self._form = form
 
     def give(self, form: str, ctx: Any, blocks: Any = None) -> Any:
-        """Give the text in a form."""
+        """Return an iterator over the text in a given form."""
         return self._form(form)[f"_block_{self._name}_{form}"](ctx, blocks)
 
     def __call__(self, ctx: Any) -> Any:
-        """Give each piece of output, in any context."""
+        """Return an iterator over pieces of output; `ctx` may be a context of any class."""
         return self.pieces(adopted(ctx))
 
 
 class Jinja2Block(TextSource):
-    """A block of a template that Jinja2's own compiler made, or something that behaves like one."""
+    """A block of a template compiled by Jinja2's own compiler, or an object that behaves like such a block."""
 
     __slots__ = ("_function",)
 
@@ -107,20 +110,20 @@ class Jinja2Block(TextSource):
         self._function = function
 
     def give(self, _form: str, ctx: Any, _blocks: Any = None) -> Any:
-        """Give each piece of output."""
+        """Return an iterator over pieces of output, for every form."""
         return self._function(ctx)
 
     def render(self, ctx: Any, _blocks: Any = None) -> Any:
-        """Give the text; an awaitable of it in an async environment."""
+        """Return the text; an awaitable of the text in an async environment."""
         return gathered(ctx.environment, self._function(ctx))
 
     def __call__(self, ctx: Any) -> Any:
-        """Give each piece of output."""
+        """Return an iterator over pieces of output."""
         return self._function(ctx)
 
 
 def gathered(environment: Any, pieces: Any) -> Any:
-    """Return the pieces put together as the environment does it; an awaitable of that in an async environment."""
+    """Return the pieces joined by the environment's ``concat``; an awaitable of the result in an async environment."""
     if not environment.is_async:
         return environment.concat(pieces)
 
@@ -131,21 +134,21 @@ def gathered(environment: Any, pieces: Any) -> Any:
 
 
 def adopted(ctx: Any) -> Any:
-    """Return a context that someone else made, ready for compiled code: nobody knows who has seen it."""
+    """Prepare a context of a foreign class for compiled code: assume that other code may have changed it."""
     if not hasattr(ctx, "seen"):
         ctx.seen = True
     return ctx
 
 
 class OtherTemplate(TextSource):
-    """A template whose text goes into another's: its parent, or one that it includes.
+    """A template whose text becomes part of another's: the other's parent, or a template that it includes.
 
     Parameters
     ----------
     template : Template
-        Ours, or one of Jinja2's.
+        A template of ours or Jinja2's.
     ctx : Context, optional
-        The context to render it in; where it isn't given here, the methods get it.
+        The context to render the template in. Without it, the methods need a context.
     """
 
     __slots__ = ("_ctx", "_template")
@@ -155,7 +158,7 @@ class OtherTemplate(TextSource):
         self._ctx = ctx
 
     def render(self, ctx: Any = None, blocks: Any = None) -> Any:
-        """Give the text; an awaitable of it in an async environment."""
+        """Return the text; an awaitable of the text in an async environment."""
         ctx = self._ctx if ctx is None else ctx
         function = getattr(self._template, "_render", None)
         if function is not None:
@@ -163,7 +166,7 @@ class OtherTemplate(TextSource):
         return gathered(ctx.environment, self._template.root_render_func(ctx))
 
     def give(self, form: str, ctx: Any = None, blocks: Any = None) -> Any:
-        """Give the text in a form; a template of Jinja2's gives pieces."""
+        """Return an iterator over the text in a given form; one of Jinja2's templates yields pieces."""
         ctx = self._ctx if ctx is None else ctx
         make = getattr(self._template, "_form", None)
         return self._template.root_render_func(ctx) if make is None else make(form)[f"render_{form}"](ctx, blocks)
@@ -178,11 +181,11 @@ class IncludedModule(TextSource):
         self._template = template
 
     def render(self) -> Any:
-        """Give the text; an awaitable of it in an async environment."""
+        """Return the text; an awaitable of the text in an async environment."""
         return gathered(self._template.environment, self.pieces())
 
     def give(self, _form: str) -> Any:
-        """Give each piece of output."""
+        """Return an iterator over pieces of output, for every form."""
         template = self._template
         if not template.environment.is_async:
             return (piece for piece in template._get_default_module()._body_stream)
@@ -195,7 +198,7 @@ class IncludedModule(TextSource):
 
 
 def found(environment: Any, method: str, names: Any, parent: str | None) -> Any:
-    """Return the template of ``{% include … ignore missing %}``; None if there is none."""
+    """Return the template of ``{% include … ignore missing %}``; None if it doesn't exist."""
     quietly = getattr(type(environment), "find", None)
     if quietly is not None:
         return quietly(environment, method, names, parent)
@@ -213,7 +216,10 @@ def included(template: Any, context: Any, locals_: Mapping[str, Any]) -> OtherTe
 
 
 def imported(template: Any, context: Any, locals_: Mapping[str, Any] | None = None) -> Any:
-    """Return the module of ``{% import %}``, with the context if there are locals; an awaitable of it where async."""
+    """Return the module of ``{% import %}``; an awaitable of the module in an async environment.
+
+    The template is imported with context if `locals_` is not None.
+    """
     is_async = context.environment.is_async
     if locals_ is None:
         return template._get_default_module_async(context) if is_async else template._get_default_module(context)
@@ -222,19 +228,19 @@ def imported(template: Any, context: Any, locals_: Mapping[str, Any] | None = No
 
 
 def derived(context: Any, locals_: Mapping[str, Any]) -> Any:
-    """Return a context that has a scope's names, too."""
+    """Return a copy of the context with the names of a scope added."""
     return context.derived(with_names({}, locals_))
 
 
 def extend(ctx: Any, parent: Any) -> None:
-    """Put a parent's blocks behind those that the context has."""
+    """Append a parent's blocks to those of the context."""
     blocks = ctx.blocks
     for name, block in parent.blocks.items():
         blocks.setdefault(name, []).append(block if type(block) is Block else Jinja2Block(block))
 
 
 def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
-    """Return the undefined object of a name that a module doesn't have."""
+    """Return the undefined value of a name that a module doesn't export."""
     hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
     return environment.undefined(hint, name=name)
 
@@ -247,9 +253,10 @@ def new_context(
     locals_: Mapping[str, Any] | None,
     names: Any,
 ) -> Any:
-    """Return a template's context, of a class: of the variables alone where they are `shared`, else with its globals.
+    """Return a new context of class `kind` for a template.
 
-    `names` are the globals as something that `dict` copies quickly.
+    The context has the variables alone if they are `shared`, otherwise also the template's globals. `names` are these
+    globals, as a mapping that `dict` copies quickly.
     """
     given = {} if variables is None else variables
     parent = given if shared else dict(names, **given)
@@ -265,7 +272,7 @@ def extra_globals(context: Any, own: MutableMapping[str, Any]) -> dict[str, Any]
         return {}
     maps, own_maps = getattr(theirs, "maps", None), getattr(own, "maps", None)
     if maps is not None and own_maps is not None and len(maps) == 2 and not maps[0] and own_maps[-1] is maps[1]:
-        return {}  # nothing of its own, and the environment's are shared
+        return {}  # the importing template has no globals of its own, and both share the environment's
     return {key: context.parent[key] for key in context.globals_keys - own.keys()}
 
 
@@ -273,13 +280,13 @@ def extra_globals(context: Any, own: MutableMapping[str, Any]) -> dict[str, Any]
 
 
 def seen(ctx: Any) -> Any:
-    """Return the context, and note that code which isn't a template's sees it: names are looked up anew."""
+    """Return the context for code outside of templates; names are looked up anew afterwards, as it may change them."""
     ctx.seen = True
     return ctx
 
 
 def resolver(ctx: Any) -> Callable[[str], Any]:
-    """Return how names are looked up in a context that has its own way."""
+    """Return a function that looks up a name in a context of a user's class; its result may be ``missing``."""
     resolve = ctx.resolve_or_missing
 
     def look_up(name: str) -> Any:
@@ -290,7 +297,7 @@ def resolver(ctx: Any) -> Callable[[str], Any]:
 
 
 def finder(ctx: Any) -> Callable[[str], Any]:
-    """Return what `Context.resolve` does, as a function; for code that looks up so many names that it would be long."""
+    """Return a function that does what `Context.resolve` does; code with many lookups calls it to stay short."""
     variables, given, undefined = ctx.vars, ctx.parent, ctx.environment.undefined
 
     def find(name: str) -> Any:
@@ -302,7 +309,7 @@ def finder(ctx: Any) -> Callable[[str], Any]:
 
 
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Call what a template calls: like ``Context.call``, quick about plain functions."""
+    """Call a function as a template does; the result is that of ``Context.call``, but plain functions are faster."""
     if function is range and not kwargs:
         return range(*args)
     kind = type(function)
@@ -317,14 +324,14 @@ def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 def call_in_scope(context: Any, in_loop: Any, in_block: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Call as `call`, where a loop's body or a block has set names that a ``pass_context`` function is to see."""
+    """Call a function as `call` does; a ``pass_context`` function also sees the names in `in_loop` and `in_block`."""
     if type(function) is not Macro and not _is_direct(type(function), function):
         return context.call(function, *args, **kwargs, _loop_vars=in_loop, _block_vars=in_block)
     return call(context, function, *args, **kwargs)
 
 
 def _is_direct(kind: type, function: Any) -> bool:
-    """Whether a function is certain to ask for nothing of the context."""
+    """Whether a function certainly wants neither the context nor the eval context or environment."""
     if kind is _BUILTIN:
         return True
     if kind in _FUNCTIONS:
@@ -338,7 +345,7 @@ _CLASSES = frozenset({range, dict, list, int, str, float, bool, tuple, Namespace
 
 
 def absent(kind: str, name: str) -> Callable[..., Any]:
-    """Return what stands for a filter or test that the environment doesn't have: it raises when it is used."""
+    """Return the replacement for a filter or test that the environment doesn't have: a function that raises."""
 
     def fail(*_args: Any, **_kwargs: Any) -> Any:
         raise runtime_error(f"No {kind} named {name!r} found.")
@@ -347,31 +354,31 @@ def absent(kind: str, name: str) -> Callable[..., Any]:
 
 
 def runtime_error(message: str) -> Exception:
-    """Return the error of a template that does what templates can't."""
+    """Return a ``jinja2.TemplateRuntimeError``; Jinja2 is imported for it."""
     from jinja2 import TemplateRuntimeError
 
     return TemplateRuntimeError(message)
 
 
 def namespace_of(value: Any) -> Any:
-    """Return a namespace whose attribute is set; anything else is refused."""
+    """Return `value` if it is a namespace, whose attributes a template may set; otherwise raise an error."""
     if isinstance(value, (Namespace, getattr(sys.modules.get("jinja2.utils"), "Namespace", Namespace))):
         return value
     raise runtime_error("cannot assign attribute on non-namespace object")
 
 
 def identity(value: Any) -> Any:
-    """Return the value."""
+    """Return `value` unchanged."""
     return value
 
 
 def str_join(parts: Iterable[Any]) -> str:
-    """Return the text of the parts, joined."""
+    """Return the texts of the parts, joined."""
     return "".join(map(str, parts))
 
 
 def attribute_getter(environment: Any) -> Callable[[Any, str], Any]:
-    """Return a function that gets an attribute, else an item, else an undefined object (Jinja2's ``a.b``)."""
+    """Return the function for ``a.b``: it returns an attribute; failing that, an item, or an undefined value."""
 
     def get(obj: Any, name: str) -> Any:
         value = getattr(obj, name, missing)
@@ -389,9 +396,9 @@ _TEXTS: dict[range, tuple[tuple[int, str], ...]] = {}
 
 
 def texts(items: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """Give each item with what stands for its text: that of a whole number, else the item itself.
+    """Return pairs of each item and its text if it is an integer, otherwise of the item and itself.
 
-    Kernels count in short ranges, again and again: what these give is kept.
+    The pairs of short ranges are cached, because kernels loop over the same short ranges again and again.
     """
     if type(items) is range:
         pairs = _TEXTS.get(items)
@@ -406,7 +413,7 @@ def texts(items: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def refuse_static(variables: Mapping[str, Any], static: Mapping[str, Any]) -> None:
-    """Refuse variables that are of the static context: templates would go on with the static value.
+    """Raise an error if a variable is in the static context: templates would use the static value.
 
     Raises
     ------
@@ -454,45 +461,45 @@ NAMES: dict[str, Any] = {
     "missing": missing,
     "str_join": str_join,
 }
-"""The globals of compiled code that are the same with Jinja2 and without."""
+"""The globals of compiled code that are the same with and without Jinja2."""
 
 JINJA2_NAMES = frozenset({"AsyncLoopContext", "Markup", "_escape", "auto_aiter", "auto_await", "escape", "markup_join"})
-"""Those that need Jinja2: of code that escapes, or is async. A template without any renders without Jinja2."""
+"""The globals that need Jinja2, in code that escapes or is async. A template that uses none renders without Jinja2."""
 
 ENVIRONMENT_NAMES = frozenset({"environment", "_getattr", "_getitem", "_own"})
-"""Those that depend on the environment, or the template."""
+"""The globals that depend on the environment or the template."""
 
 
 def namespace(table: Mapping[str, Any], environment: Any) -> dict[str, Any]:
-    """Return the namespace that code of an environment's templates is executed in: a table, and what `bind` adds."""
+    """Return a namespace to execute an environment's templates in: `table` and the names that `bind` adds."""
     names = {**table, "__name__": "cuda_progcache.template"}
     bind(names, environment)
     return names
 
 
 def bind(names: MutableMapping[str, Any], environment: Any) -> None:
-    """Put what depends on the environment into a template's namespace."""
+    """Add the names that depend on the environment to a template's namespace."""
     names["environment"] = environment
     names["_getattr"] = attribute_getter(environment)
     names["_getitem"] = environment.getitem
 
 
-# What is known of code without its source
+# Information about code without its source
 
 
 class CodeInfo:
-    """What has to be known of a template's code before it is executed; lies in the code, and in the cache with it.
+    """Information about a template's code that is needed before the code is executed; it is stored in the code.
 
     Parameters
     ----------
     references : tuple of str
-        The templates that it includes, imports or extends by a constant name.
+        The names of the templates that this one includes, imports or extends by a constant name.
     plain : bool
-        Whether it runs without Jinja2.
+        Whether the code runs without Jinja2.
     static : tuple of str
-        The names of the static context whose values it expects as ``_pc_0``, ``_pc_1``, ….
+        The names of the static context whose values the code expects as ``_pc_0``, ``_pc_1``, ….
     warnings : tuple of (str, str, int, str)
-        What the compiler warned of: code, message, line, suggestion.
+        The compiler's warnings: code, message, line, suggestion.
     """
 
     __slots__ = ("plain", "references", "static", "warnings")
@@ -500,7 +507,7 @@ class CodeInfo:
     def __init__(
         self,
         references: tuple[str, ...] = (),
-        plain: bool = False,  # noqa: FBT001, FBT002  (in the order of the record)
+        plain: bool = False,  # noqa: FBT001, FBT002  (the order of the record)
         static: tuple[str, ...] = (),
         warnings: tuple[tuple[str, str, int, str], ...] = (),
     ) -> None:
@@ -510,7 +517,7 @@ class CodeInfo:
         self.warnings = warnings
 
     def put_into(self, code: CodeType) -> CodeType:
-        """Return the code with this as the last of its constants."""
+        """Return a copy of the code with this info as its last constant."""
         record = (_INFO, self.references, self.plain, self.static, self.warnings)
         return code.replace(co_consts=(*code.co_consts, record))
 

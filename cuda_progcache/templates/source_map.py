@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each generated line came from."""
+"""Source maps: the template line that each generated line came from."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Location:
     Parameters
     ----------
     template : str
-        The template's name, ``"<string>"`` for one made from a string.
+        The template's name, or ``"<string>"`` for a template made from a string.
     line : int
-        From 1.
+        The line's number, from 1.
     caller : Location, optional
-        Where the text was asked for, if elsewhere: the macro's call or the ``{% include %}``.
+        The location of the macro call or the ``{% include %}`` that put out the text.
     """
 
     template: str
@@ -30,21 +30,21 @@ class Location:
 
 @dataclass(frozen=True)
 class SourceMap:
-    """Generated lines and the template lines that made them.
+    """A map from the lines of a rendered text to the template lines that they came from.
 
-    Lines of nothing but blanks have no location, nor has any line of a map that could not be made: not known is honest,
-    wrong is not. A line made of several pieces has the location of its first visible character.
+    A blank line has no location. If the map can't be made, it is empty and has a reason: no location is better than a
+    wrong one. A line made of several pieces has the location of its first visible character.
 
     Parameters
     ----------
     text : str
-        The rendered text that this is the map of.
+        The rendered text.
     lines : tuple of Location or None
-        Item 0 is generated line 1.
+        The location of each line; item 0 is for generated line 1.
     reason : str
-        Why the map is empty, if it is.
+        The reason why the map is empty, or an empty string.
     pieces : tuple of tuple of (int, Location)
-        For each line, the columns (from 0) at which its pieces begin, and where those come from.
+        For each line, the columns (from 0) at which its pieces start, and the pieces' locations.
     """
 
     text: str
@@ -53,9 +53,9 @@ class SourceMap:
     pieces: tuple[tuple[tuple[int, Location], ...], ...] = ()
 
     def lookup(self, line: int, column: int | None = None) -> Location | None:
-        """Return the origin of generated line `line`, from 1; None where it isn't known.
+        """Return the origin of generated line `line` (from 1), or None if the origin is unknown.
 
-        With a `column`, in characters from 0, the origin of the piece that stands there.
+        With a `column`, in characters from 0, return the origin of the piece at that column.
         """
         if not 1 <= line <= len(self.lines):
             return None
@@ -66,7 +66,7 @@ class SourceMap:
         return before[-1] if before else found
 
     def after(self, head: str) -> SourceMap:
-        """Return the map of the text with lines of no template before it."""
+        """Return the map of the text with the lines of `head`, which have no origin, before it."""
         more = head.count("\n")
         pieces = ((),) * more + self.pieces if self.pieces else ()
         return SourceMap(head + self.text, (None,) * more + self.lines, self.reason, pieces)

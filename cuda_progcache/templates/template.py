@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Environment` and `Template`: Jinja2's, with our compiler under them."""
+"""`Environment` and `Template`: subclasses of Jinja2's that use our compiler."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Template(jinja2.Template):
     """A compiled template; see `jinja2.Template`.
 
-    Besides what Jinja2's has, it gives runs of text with `render_stream`, and single blocks with `render_block`.
+    In addition to Jinja2's methods, `render_stream` yields runs of text, and `render_block` renders a single block.
     """
 
     _namespace: MutableMapping[str, Any] | None
@@ -53,7 +53,7 @@ class Template(jinja2.Template):
         globals: MutableMapping[str, Any],  # noqa: A002  (Jinja2's name for it)
         uptodate: Callable[[], bool] | None = None,
     ) -> Template:
-        """Return the template that a code object makes; see `jinja2.Template.from_code`."""
+        """Return a template made from a code object; see `jinja2.Template.from_code`."""
         info = CodeInfo.of(code)
         if info is None:  # Jinja2's own compiler made it
             made: Template = _from_code(cls, environment, code, globals, uptodate)
@@ -114,7 +114,7 @@ class Template(jinja2.Template):
         return gathered(self.environment, self._form("pieces")[f"{what}_pieces"](context, blocks))
 
     def _form(self, form: str) -> Mapping[str, Any]:
-        """Return the namespace with the functions of a form, compiled when it is first asked for."""
+        """Return the namespace with the functions of a form, which is compiled on first use."""
         names = self._namespace
         if names is None:
             return {f"render_{form}": lambda context, blocks: self.root_render_func(context)}  # noqa: ARG005
@@ -139,12 +139,12 @@ class Template(jinja2.Template):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The templates that this one includes, imports or extends by a constant name."""
+        """The names of the templates that this one includes, imports or extends by a constant name."""
         return self._info.references
 
     @property
     def warnings(self) -> tuple[tuple[str, str, int, str], ...]:
-        """What is likely a mistake in the template: code, message, line and suggestion of each."""
+        """The likely mistakes in the template: the code, message, line and suggestion of each."""
         return self._info.warnings
 
     def new_context(
@@ -157,7 +157,7 @@ class Template(jinja2.Template):
         return jinja_runtime.new_context(self, vars, shared, locals)
 
     def render(self, *args: Any, **kwargs: Any) -> str:
-        """Return the text for the variables given, as `dict` takes them."""
+        """Return the text for the given variables; the arguments are those of `dict`."""
         environment = self.environment
         if environment.is_async:
             import asyncio
@@ -169,7 +169,7 @@ class Template(jinja2.Template):
         return text
 
     async def render_async(self, *args: Any, **kwargs: Any) -> str:
-        """Return the text, in an async environment."""
+        """Return the text, in an async environment; see `render`."""
         _require_async(self.environment)
         context = self._context_for(dict(*args, **kwargs))
         with _Placed(self.environment):
@@ -177,7 +177,7 @@ class Template(jinja2.Template):
         return text
 
     def render_stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
-        """Give the text in runs, as it is made: fewer and longer than `generate`'s pieces, and far cheaper."""
+        """Yield the text in runs, as it is produced: fewer, longer and far cheaper than the pieces of `generate`."""
         if self.environment.is_async:
             raise RuntimeError("an async environment streams with render_stream_async")
         context = self._context_for(dict(*args, **kwargs))
@@ -185,7 +185,7 @@ class Template(jinja2.Template):
             yield from self._form("stream")["render_stream"](context)
 
     async def render_stream_async(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
-        """Give the text in runs, in an async environment."""
+        """Yield the text in runs, in an async environment; see `render_stream`."""
         _require_async(self.environment)
         context = self._context_for(dict(*args, **kwargs))
         runs = self._form("stream")["render_stream"](context)
@@ -199,20 +199,21 @@ class Template(jinja2.Template):
     def render_block(self, block: str, /, *args: Any, **kwargs: Any) -> str:
         """Return the text of one block or region.
 
-        ``{% globals %}`` and ``{% imports %}`` are done before, of this template and of those it extends by a constant
-        name; nothing else outside the block is. A region takes its parameters from the variables.
+        The ``{% globals %}`` and ``{% imports %}`` of this template, and of the templates that it extends by a constant
+        name, are executed first, as are their imports by a constant name. Nothing else outside the block is executed.
+        The parameters of a region are taken from the variables.
 
         Parameters
         ----------
         block : str
-            Its name, in this template or one that it extends.
+            The block's name, in this template or one that it extends.
         *args, **kwargs
-            The variables, as for `render`.
+            The variables; see `render`.
 
         Raises
         ------
         KeyError
-            If there is no such block; the message lists those that there are.
+            If there is no such block; the message lists the valid names.
         """
         if self.environment.is_async:
             import asyncio
@@ -242,14 +243,14 @@ class Template(jinja2.Template):
         return self.new_context(variables)
 
     def _setups(self, context: runtime.Context) -> list[Callable[..., Any]]:
-        """Put the blocks of the templates that this one extends into the context; return what sets up their names."""
+        """Add the blocks of the templates that this one extends to the context; return the setup functions of all."""
         found: list[Callable[..., Any]] = []
         template: Any = self
         while True:
             names = template._namespace or {}
             found += [names[setup] for setup in ("_imports_setup", "_globals_setup") if setup in names]
             if names.get("parent") is None:
-                return found[::-1]  # the parent's first: the child's names win
+                return found[::-1]  # the parent's first: the child's names override
             template = self.environment.get_template(names["parent"], template.name)
             extend(context, template)
 
@@ -260,16 +261,16 @@ class Template(jinja2.Template):
         return context.blocks[block][0]
 
     def source_map(self, *args: Any, **kwargs: Any) -> SourceMap:
-        """Return where each line of the text came from.
+        """Return the origin of each line of the text.
 
-        The template is compiled and rendered once more with a mark before every piece of text; the map is what the
-        marks say, and is empty, with the reason, unless the text without them is exactly that of `render`. For errors,
-        not for every render.
+        The template is compiled and rendered a second time, with a mark before every piece of text, and the map is read
+        from the marks. If the marked text without its marks differs from the text of `render`, the map is empty and has
+        the reason. Use this to explain errors, not in every render.
 
         Parameters
         ----------
         *args, **kwargs
-            The variables, as for `render`.
+            The variables; see `render`.
         """
         from cuda_progcache.templates.marking import map_of
         from cuda_progcache.templates.source_map import SourceMap
@@ -277,7 +278,7 @@ class Template(jinja2.Template):
         plain, variables = self.render(*args, **kwargs), dict(*args, **kwargs)
         source = None if self._namespace is None else self._namespace["source"]
         if source is None:
-            return SourceMap(plain, reason="the template was not compiled from source text here")
+            return SourceMap(plain, reason="the template has no source text to compile with marks")
 
         def render(marked: Any) -> str:
             code = marked.compile(source, self.name, self.filename)
@@ -286,7 +287,7 @@ class Template(jinja2.Template):
         return map_of(self.environment, "the template", plain, render, self.globals)
 
     def list_blocks(self) -> list[str]:
-        """Return the names of the blocks and regions that this template defines, in its order."""
+        """Return the names of the blocks and regions that this template defines, in the order of their definition."""
         return list(self.blocks)
 
     def make_module(self, *args: Any, **kwargs: Any) -> Any:
@@ -301,7 +302,7 @@ class Template(jinja2.Template):
         return TemplateModule(self, context, list(self.root_render_func(context)))
 
     async def make_module_async(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the template as a module, in an async environment."""
+        """Return the template as a module, in an async environment; see `make_module`."""
         context = self.new_context(*args, **kwargs)
         if "render" not in (self._namespace or ()):
             return TemplateModule(self, context, [piece async for piece in self.root_render_func(context)])  # type: ignore[attr-defined]
@@ -327,7 +328,7 @@ class Template(jinja2.Template):
         return self._module
 
     def get_corresponding_lineno(self, lineno: int) -> int:
-        """Return the template's line of a line of the code: the same, but for code that was written out as Python."""
+        """Return the template's line for a line of its code: the same, unless the code was written as Python text."""
         return _corresponding_lineno(self, lineno) if self._debug_info else lineno
 
 
@@ -337,7 +338,7 @@ def _require_async(environment: jinja2.Environment) -> None:
 
 
 class _Placed:
-    """Raises errors as Jinja2 does, with the template's lines in the traceback."""
+    """A context manager that raises errors as Jinja2 does, with the template's lines in the traceback."""
 
     __slots__ = ("_environment",)
 
@@ -348,7 +349,7 @@ class _Placed:
         return
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, StopIteration):  # what it becomes where Jinja2's code, a generator, raises it
+        if isinstance(error, StopIteration):  # Jinja2's code is a generator, in which this becomes a RuntimeError
             try:
                 raise RuntimeError("generator raised StopIteration") from error
             except RuntimeError:
@@ -358,7 +359,7 @@ class _Placed:
 
 
 def compiled_class(kind: type) -> Any:
-    """Return the class of ours for a class of templates: that of a user's own comes before ours, Jinja2's after."""
+    """Return our class for a template class: a subclass of both for a user's class, `Template` for Jinja2's own."""
     if issubclass(kind, Template):
         return kind
     if kind is jinja2.Template:
@@ -374,8 +375,8 @@ _compiled_classes: dict[type, type] = {}
 
 
 def compiler_for(environment: jinja2.Environment, *, static: bool = True) -> Compiler:
-    """Return a compiler for an environment's templates; without `static`, one that doesn't know its static context."""
-    from cuda_progcache.templates.compiler import Compiler  # not needed where all code is kept
+    """Return a compiler for an environment's templates; with ``static=False``, it ignores the static context."""
+    from cuda_progcache.templates.compiler import Compiler  # not needed if all code is cached
 
     kind: type[Compiler] = getattr(environment, "compiler_class", None) or Compiler
     return kind(environment, getattr(environment, "static_context", None) if static else None)
@@ -389,7 +390,7 @@ def compile_template(
     raw: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
     defer_init: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
 ) -> str | CodeType:
-    """Compile a template's text or tree to a code object; with `raw` to Python text (`jinja2.Environment.compile`)."""
+    """Compile a template's text or tree to code; with `raw`, to Python text. See `jinja2.Environment.compile`."""
     from cuda_progcache.templates.compiler.settings import Settings, compilable
 
     if not compilable(self):
@@ -398,7 +399,7 @@ def compile_template(
     text = source if isinstance(source, str) else None
     try:
         tree = self._parse(source, name, filename) if isinstance(source, str) else source
-        compiler = compiler_for(self, static=not raw)  # written out as text, code can't bring values along
+        compiler = compiler_for(self, static=not raw)  # Python text can't contain the values
         form = "render" if Settings(self, "render").text else "pieces"
         if raw:
             return _written(compiler.tree(tree, name, filename, source=text, form=form, raw=True))
@@ -412,7 +413,7 @@ def compile_template(
 
 
 def _written(tree: ast.Module) -> str:
-    """Write a tree as Python text, with the table of its lines that `debug_info` is."""
+    """Return a tree as Python text that ends with its line table, ``debug_info``."""
     import ast
 
     text = ast.unparse(tree)
@@ -426,7 +427,7 @@ def _written(tree: ast.Module) -> str:
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.stmt]:
-    """Give the statements in the order in which they are written."""
+    """Yield the statements in the order of the text."""
     import ast
 
     for field in ast.iter_child_nodes(tree):
@@ -437,19 +438,20 @@ def _statements(tree: ast.AST) -> Iterator[ast.stmt]:
 
 
 class Environment(jinja2.Environment):
-    """`jinja2.Environment` with our compiler under it.
+    """A `jinja2.Environment` that uses our compiler.
 
     Parameters
     ----------
     static_context : mapping, optional
-        Names with the same value in every render: what depends on them alone is worked out when a template is compiled.
+        Names with the same value in every render. Expressions of these names alone are evaluated when a template is
+        compiled.
     **options
-        As `jinja2.Environment`'s.
+        The options of `jinja2.Environment`.
 
     Attributes
     ----------
     compiler_class : type or None
-        A subclass of `Compiler` to use.
+        The subclass of `Compiler` to use.
     """
 
     compiler_class: ClassVar[type[Compiler] | None] = None
@@ -468,7 +470,7 @@ class Environment(jinja2.Environment):
 
     @property
     def bytecode_cache(self) -> Any:
-        """Where compiled templates are kept; one of Jinja2's keeps ours apart from Jinja2's own."""
+        """The cache of compiled templates; a `jinja2.BytecodeCache` is wrapped to keep our code apart from Jinja2's."""
         return self._bytecode_cache
 
     @bytecode_cache.setter
@@ -481,7 +483,7 @@ class Environment(jinja2.Environment):
 
 Template.environment_class = Environment
 
-# Jinja2's own methods, also while they are replaced.
+# Jinja2's own methods, even while `patch_jinja2` has replaced them.
 _base_compile: Any = jinja2.Environment.compile
 _from_code: Any = jinja2.Template.__dict__["from_code"].__func__
 _from_namespace: Any = jinja2.Template.__dict__["_from_namespace"].__func__

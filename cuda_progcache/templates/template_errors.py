@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in a template, as an error that says where, with which values, and what was probably meant."""
+"""Template errors: they name the file and line, show the values involved, and suggest what was probably meant."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def template_error(
     placed: bool = True,
     source: str | None = None,
 ) -> TemplateError:
-    """Return `error`, raised by Jinja2 or by a template's own code, as a TemplateError.
+    """Convert an error of Jinja2 or of a template's own code to a TemplateError.
 
     Parameters
     ----------
     error : Exception
-        As caught, with its traceback.
+        The error with its traceback.
     environment : JinjaEnvironment
-        Where it happened.
+        The environment of the template.
     name : str
-        The template that was asked for; the error may lie in one that it includes.
+        The requested template; the error may be in a template that it includes.
     params : mapping
-        The parameters of the render, for the nearest name and for the values.
+        The parameters of the render, to show their values and to suggest a name.
     placed : bool
-        Whether the message starts with template and line.
+        Whether the message starts with the template and line.
     source : str, optional
         The text of a template made from a string.
     """
@@ -100,7 +100,7 @@ def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[st
 
 
 def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[str, int | None]:
-    """Return template and line of an error: its own, else the innermost template frame of its traceback."""
+    """Return the template and line of an error: those of a syntax error, or of the innermost template on the stack."""
     names = environment.digest_loader.names
     if isinstance(error, jinja2.TemplateSyntaxError):
         return error.name or names.get(error.filename or "", name), error.lineno
@@ -119,21 +119,21 @@ def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[
     return template, line
 
 
-_JINJA2_MARK = "__jinja_exception__"  # Jinja2 puts such a frame where a template's code stood
+_JINJA2_MARK = "__jinja_exception__"  # a global of the frames that Jinja2 substitutes for a template's
 
 
 def _expressions(environment: JinjaEnvironment, name: str, source: str | None, line: int) -> list[nodes.Expr]:
-    """Return the outermost expressions of a template that reach over a line."""
+    """Return the outermost expressions of a template whose range of lines includes `line`."""
     try:
         tree = environment.parse(source) if name == STRING and source is not None else environment.tree(name)
-    except jinja2.TemplateError:  # edited since
+    except jinja2.TemplateError:  # the template was edited in the meantime
         return []
     found = []
     for statement in tree.find_all(nodes.Stmt):
         for child in statement.iter_child_nodes():
             if isinstance(child, nodes.Expr) and not isinstance(child, nodes.TemplateData):
                 lines = [child.lineno, *(n.lineno for n in child.find_all(nodes.Expr))]
-                if not isinstance(statement, nodes.Output):  # a tag's first line is that of its errors, too
+                if not isinstance(statement, nodes.Output):  # errors may have the first line of the tag
                     lines.append(statement.lineno)
                 if min(lines) <= line <= max(lines):
                     found.append(child)
@@ -146,14 +146,14 @@ def _names(expression: nodes.Expr) -> list[nodes.Name]:
 
 
 def _line_of_name(error: Exception, expressions: list[nodes.Expr]) -> int | None:
-    """Return where an expression over several lines reads the name that an error says is undefined."""
+    """Return the line on which one of the expressions reads the name that an error reports as undefined."""
     match = _UNDEFINED.fullmatch(str(error)) if isinstance(error, jinja2.UndefinedError) else None
     named = [n.lineno for expression in expressions for n in _names(expression) if match and n.name == match[1]]
     return named[0] if named else None
 
 
 def _values(error: Exception, expressions: list[nodes.Expr], line: int, params: Mapping[str, Any]) -> str:
-    """Return the parameters that the line uses with their values, for an error that was raised over them."""
+    """Return the parameters that the line uses, with values, as text; empty if the error isn't about values."""
     told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound)
     if isinstance(error, told):
         return ""

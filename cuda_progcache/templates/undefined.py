@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that aren't there: of a local, and of a variable, an attribute or an item, as Jinja2's undefined ones are.
+"""Missing and undefined values: ``missing`` marks a local without a value; the undefined types work as Jinja2's do.
 
-Nothing here imports Jinja2. Once it is loaded, ours pass for its own.
+The module doesn't import Jinja2. Once Jinja2 is loaded, our undefined values pass for Jinja2's.
 """
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
 
 
 class Missing:
-    """What stands in a local for a name that has no value."""
+    """The type of ``missing``, the value of a local whose name has no value."""
 
     __slots__ = ()
 
@@ -30,12 +30,15 @@ missing = Missing()
 
 
 def public_missing() -> Any:
-    """Return what stands for no value in Jinja2's interfaces: its own ``missing``, once it is loaded."""
+    """Return ``missing`` as Jinja2's interfaces know it: Jinja2's own object once Jinja2 is loaded, otherwise ours."""
     return getattr(sys.modules.get("jinja2.utils"), "missing", missing)
 
 
 def passes_for(module: str, name: str | None = None) -> Any:
-    """Return a ``__class__`` that is Jinja2's class once Jinja2 is loaded; without `name`, that of the same name."""
+    """Return a ``__class__`` property whose value is Jinja2's class once Jinja2 is loaded.
+
+    `module` and `name` are those of Jinja2's class; `name` defaults to the name of the object's own class.
+    """
 
     def kind(self: object) -> type:
         own = type(self)
@@ -46,17 +49,18 @@ def passes_for(module: str, name: str | None = None) -> Any:
 
 
 class Undefined:
-    """The value of what isn't there, which puts out nothing; an operation on it raises.
+    """An undefined value: it renders as empty text, and operations on it raise.
 
     Parameters
     ----------
     hint : str, optional
-        The message, in place of the one that names `obj` and `name`.
+        The error message; the default message names `obj` and `name`.
     obj : object, optional
-        What had no such attribute or item; without it `name` is a variable.
+        The object that has no attribute or item `name`. Without it, `name` is a variable.
     name : str, optional
+        The name that is undefined.
     exc : type, optional
-        The exception in place of ``jinja2.UndefinedError``.
+        The exception to raise; by default ``jinja2.UndefinedError``.
     """
 
     __slots__ = ("_undefined_exception", "_undefined_hint", "_undefined_name", "_undefined_obj")
@@ -72,7 +76,7 @@ class Undefined:
 
     @property
     def _undefined_message(self) -> str:
-        from jinja2 import Undefined as Theirs  # whose messages these are
+        from jinja2 import Undefined as Theirs  # the messages are Jinja2's
 
         obj = public_missing() if self._undefined_obj is missing else self._undefined_obj
         message: str = Theirs(self._undefined_hint, obj, self._undefined_name)._undefined_message
@@ -95,7 +99,7 @@ class Undefined:
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)  # protocols that ask whether they are supported
+            raise AttributeError(name)  # a protocol checks whether the object supports it
         self._fail_with_undefined_error()
 
     def __eq__(self, other: object) -> bool:
@@ -121,7 +125,7 @@ class Undefined:
 
 
 class StrictUndefined(Undefined):
-    """The value of a name, attribute or item that isn't there: all but asking whether it is defined raises."""
+    """An undefined value on which every operation raises, except the tests ``is defined`` and ``is undefined``."""
 
     __slots__ = ()
 
@@ -135,7 +139,7 @@ def _theirs() -> Any:
 
 
 def is_undefined(value: object) -> bool:
-    """Whether a value is an undefined one, ours or Jinja2's."""
+    """Whether a value is undefined, of our type or Jinja2's."""
     kind = type(value)
     if kind in _NEVER:
         return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that every program store has to pass, for stores of your own; our stores' tests are these.
+"""Tests that every program store must pass. They test this package's stores and can test your own.
 
 ::
 
@@ -13,10 +13,10 @@
         def make(self, tmp_path):
             return lambda: MyStore(tmp_path)
 
-:class:`StoreContract` asks for what :class:`~cuda_progcache.store.ProgramCacheResource` leaves abstract, and
-:class:`RecordStoreContract` for records, listings and counters as well; :class:`CappedStoreContract` adds a size cap.
-:class:`StoreMachine` does anything in any order, and compares with a dictionary. Needs pytest, and Hypothesis for the
-machine: ``pip install 'cuda-progcache[testing]'``.
+:class:`StoreContract` tests the methods that :class:`~cuda_progcache.store.ProgramCacheResource` leaves abstract.
+:class:`RecordStoreContract` also tests records, listings and counters, and :class:`CappedStoreContract` a size cap.
+:class:`StoreMachine` runs random sequences of operations and compares the store with a dictionary. The tests need
+pytest, and the machine also Hypothesis: ``pip install 'cuda-progcache[testing]'``.
 """
 
 from cuda_progcache._util.lazy import take

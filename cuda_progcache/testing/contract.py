@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The promises of a store as test classes: inherit one, say how your store is made, and run pytest."""
+"""The promises of a store as test classes: inherit from one, override its fixture ``make``, and run pytest."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ Make = Callable[..., ProgramCacheResource]
 
 
 class StoreContract:
-    """What every store promises: the five methods that are abstract, and what follows from them.
+    """The promises of every store: the five abstract methods, and the methods built on them.
 
     Fixtures to override:
 
     ``make``
-        Makes a store; each call of one test's gives a store on the same place, if there is one.
+        A function that makes a store. Within a test, each call opens the same location, if the store has one.
     ``store``
-        The one that is tested. Default: ``make()``.
+        The store to test. Default: ``make()``.
     ``writer``
-        What puts programs into it. Default: the store itself; another one for a store that is only read.
+        The store that writes programs. Default: ``store`` itself; another store if ``store`` is read-only.
     """
 
     @pytest.fixture
     def make(self) -> Make:
-        """Make a store, with options where the contract has some."""
-        raise NotImplementedError("override the fixture make: it gives what makes your store")
+        """Return a function that makes a store, and takes options if the contract has any."""
+        raise NotImplementedError("override the fixture 'make': it returns a function that makes your store")
 
     @pytest.fixture
     def store(self, make: Make) -> Iterator[ProgramCacheResource]:
-        """The store that is tested."""
+        """Yield the store to test."""
         with make() as store:
             yield store
 
     @pytest.fixture
     def writer(self, store: ProgramCacheResource) -> ProgramCacheResource:
-        """What puts programs into it."""
+        """Return the store that writes programs."""
         return store
 
     def test_is_a_resource(self, store: ProgramCacheResource) -> None:
@@ -169,12 +169,12 @@ class StoreContract:
 
 
 class RecordStoreContract(StoreContract):
-    """The promises of a store that keeps a record beside each entry, lists its entries, and counts.
+    """The promises of a store that keeps a record beside each entry, lists its entries, and has counters.
 
     Attributes
     ----------
     exact_sizes : bool
-        Whether it knows the bytes of its entries without reading them; else its statistics give what they take.
+        Whether ``stats().bytes`` is exactly the size of the entries' bytes; if False, it may be larger.
     """
 
     exact_sizes = True
@@ -236,7 +236,7 @@ class RecordStoreContract(StoreContract):
 
     def test_resolve(self, store: ProgramCacheResource, writer: ProgramCacheResource) -> None:
         digests: dict[str, list[int]] = {}
-        for i in range(3000):  # enough for two that share 4 digits
+        for i in range(3000):  # enough for two digests that share 4 digits
             digests.setdefault(entry_digest(str(i))[:4], []).append(i)
         shared = next(group for group in digests.values() if len(group) > 1)
         for i in shared[:2]:
@@ -278,7 +278,7 @@ class RecordStoreContract(StoreContract):
 
 
 class CappedStoreContract(RecordStoreContract):
-    """Those of a store with ``max_size_bytes``; ``make`` takes it, and gives a store of its own."""
+    """The promises of a store with ``max_size_bytes``; ``make`` takes it and makes a separate store."""
 
     @pytest.mark.parametrize("cap", [0, -1])
     def test_a_cap_must_be_positive(self, make: Make, cap: int) -> None:
@@ -356,7 +356,7 @@ class CappedStoreContract(RecordStoreContract):
                         store[key] = key.ljust(64)
                     else:
                         assert store.get(key) in {None, key.ljust(64)}
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the test must see it
+            except Exception as exc:  # noqa: BLE001 - the test must see every error
                 errors.append(exc)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]

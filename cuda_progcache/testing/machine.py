@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anything that can be done with a store, in any order, beside a dictionary (Hypothesis)."""
+"""A Hypothesis state machine that runs random sequences of operations on a store and on a dictionary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RECORDS = st.dictionaries(st.text(max_size=5), st.one_of(st.text(max_size=8), s
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Any sequence of operations gives what a dictionary of (bytes, record) gives, whenever it is opened again.
+    """A test that any sequence of operations, reopening included, agrees with a dictionary of (bytes, record).
 
     ::
 
@@ -33,12 +33,12 @@ class StoreMachine(RuleBasedStateMachine):
     Attributes
     ----------
     lasts : bool
-        Whether :meth:`open` gives a store with what the one before held.
+        Whether the store that :meth:`open` returns still has the entries of the one closed before.
     counts : bool
-        Whether it keeps records, lists its entries and counts, as :class:`~cuda_progcache.testing.RecordStoreContract`
-        has it.
+        Whether the store keeps records, lists its entries and has counters, as
+        :class:`~cuda_progcache.testing.RecordStoreContract` demands.
     exact_sizes : bool
-        As there.
+        As in :class:`~cuda_progcache.testing.RecordStoreContract`.
     """
 
     lasts = False
@@ -52,8 +52,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = self.open()
 
     def open(self) -> ProgramCacheResource:
-        """Make the store; to be overridden."""
-        raise NotImplementedError("override open(): it makes your store")
+        """Make the store; must be overridden."""
+        raise NotImplementedError("override open(): it returns your store")
 
     def _looked(self, found: object) -> None:
         self.lookups += 1
@@ -61,13 +61,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=_KEYS, value=_VALUES)
     def set(self, key: bytes | str, value: bytes) -> None:
-        """Assign."""
+        """Assign a value."""
         self.store[key] = value
         self.model[_plain(key)] = (value, {})
 
     @rule(key=_KEYS, value=_VALUES, record=_RECORDS)
     def publish(self, key: bytes | str, value: bytes, record: Mapping[str, Any]) -> None:
-        """Store with a record."""
+        """Publish a value with a record."""
         assert self.store.publish(key, value, record)
         self.model[_plain(key)] = (value, record if self.counts else {})
 
@@ -87,7 +87,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=_KEYS)
     def delete(self, key: bytes | str) -> None:
-        """Delete by key."""
+        """Delete an entry by its key."""
         if self.model.pop(_plain(key), None) is None:
             with pytest.raises(KeyError):
                 del self.store[key]
@@ -97,7 +97,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.counts)
     @rule(key=_KEYS)
     def remove(self, key: bytes | str) -> None:
-        """Delete by digest."""
+        """Delete an entry by its digest."""
         if self.model.pop(_plain(key), None) is None:
             with pytest.raises(KeyError):
                 self.store.remove(entry_digest(key))
@@ -113,7 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.lasts)
     @rule()
     def reopen(self) -> None:
-        """Close it, and open another one on the same place."""
+        """Close the store, and open another at the same location."""
         self.store.close()
         self.store = self.open()
         self.lookups = self.hits = 0
@@ -127,7 +127,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_contents(self) -> None:
-        """It holds what the dictionary holds, and has counted what was done."""
+        """Check that the store has the dictionary's entries and has counted the operations."""
         assert len(self.store) == len(self.model)
         if not self.counts:
             return

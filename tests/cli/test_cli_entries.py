@@ -229,7 +229,7 @@ def test_show_of_an_ambiguous_prefix_names_the_candidates(cli):
         for key in (seen[prefix], str(number)):
             cache.publish(key, b"x", {"name": key})
     error = cli("show", prefix, code=5).stderr
-    assert "fits 2 entries" in error
+    assert "matches 2 entries" in error
     assert entry_digest(str(number))[:8] in error
 
 

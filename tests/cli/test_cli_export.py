@@ -109,7 +109,7 @@ def test_what_is_there_is_not_written_over(cli, locked, tmp_path):
     (tmp_path / "full" / "file").write_text("mine")
     assert "nothing was written" in cli("export", *locked, "--oci", tmp_path / "full", code=1).stderr
     assert os.listdir(tmp_path / "full") == ["file"]
-    assert "not a valid name" in cli("export", *locked, "--wheel", tmp_path / "d", "--name", "../x", code=1).stderr
+    assert "distribution name" in cli("export", *locked, "--wheel", tmp_path / "d", "--name", "../x", code=1).stderr
     assert not (tmp_path / "d").exists()
 
 

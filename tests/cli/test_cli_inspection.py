@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_told_and_passed_over(cli, root, digests, tmp_pat
         about = {"name": "bad.cu", "target_type": "cubin", "arch": "sm_90"}
         other.publish(b"bad", b"\x7fELF\x02\x01 and no more", about)
     done = cli("resources", "--cache-dir", tmp_path / "other")
-    assert re.search(r"[0-9a-f]{12} \(bad.cu\) is passed over: .*damaged", done.stderr)
+    assert re.search(r"[0-9a-f]{12} \(bad.cu\) is passed over: .*corrupt", done.stderr)
     assert len(done.stdout.splitlines()) == 4
 
 

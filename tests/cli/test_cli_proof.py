@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 ARCHS = ("--arch", "sm_90")
 
 
-def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path):
+def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path, monkeypatch):
     manifest = ("--manifest", library)
     told = cli_json("lock", *manifest, *ARCHS, "-o", tmp_path / "early.lock")
     assert (told["programs"], told["unlocked"]) == (3, 3)
@@ -29,6 +29,11 @@ def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path):
     cli("check", tmp_path / "b.tar", *lock)  # a bundle
     cli("check", tmp_path / "other", *lock)  # a directory
     cli("check", *manifest, *ARCHS)  # a manifest
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"file://{tmp_path / 'other'}")
+    empty = tmp_path / "empty"
+    proved = cli("check", *lock, "--cache-dir", empty).stdout
+    assert f"3 of 3 programs are in {empty} and its tiers" in proved
+    monkeypatch.delenv("CUDA_PROGCACHE_TIERS")
 
     (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")
     done = cli("check", *lock, "--junit", tmp_path / "j.xml", code=1)

@@ -255,9 +255,9 @@ def test_resource_usage_is_what_cuobjdump_prints(tmp_path, compiled, arch):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no bytes at all"),
-        (b"text", "4 bytes that begin b'text'"),
-        (b"\x7fELF\x02\x01", "damaged"),
+        (b"", "it is empty"),
+        (b"text", "4 bytes starting b'text'"),
+        (b"\x7fELF\x02\x01", "corrupt"),
         (b"\x7fELF\x02\x01" + b"\xff" * 100, "machine 65535"),
         (b"\x7fELF\x01\x01" + b"\0" * 100, "not a 64-bit"),
         (b"BC\xc0\xde" + b"\0" * 100, "NVVM bitcode; compile it"),

@@ -274,7 +274,7 @@ def test_a_generator_function_gives_every_caller_its_own(cache, at_once):
         return list(f(3))
 
     f = memoize(cache, numbers)
-    with pytest.warns(RuntimeWarning, match="used but not kept"):
+    with pytest.warns(RuntimeWarning, match="returned but not kept"):
         assert at_once(4, ask) == [[0, 1, 2]] * 4
 
 

@@ -169,7 +169,7 @@ def test_an_uncachable_result_is_returned_counted_and_warned_of_once(cache):
         pass
 
     memoized, runs = counted(cache, Thing)
-    with pytest.warns(RuntimeWarning, match="used but not kept"):
+    with pytest.warns(RuntimeWarning, match="returned but not kept"):
         assert isinstance(memoized(), Thing)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -587,7 +587,7 @@ def test_async_generators_are_nobodys_to_share(cache):
         return [x async for x in f(3)]
 
     f = memoize(cache, numbers)
-    with pytest.warns(RuntimeWarning, match="used but not kept"):
+    with pytest.warns(RuntimeWarning, match="returned but not kept"):
         assert [asyncio.run(collect()) for _ in range(2)] == [[0, 1, 2]] * 2
 
 

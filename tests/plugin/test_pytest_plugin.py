@@ -101,7 +101,7 @@ def test_a_crashed_worker_is_told(pytester, in_own_process):
         "        os._exit(1)\n"
     )
     line = in_own_process("-n", "2", "--progcache-dir=programs").line
-    assert line["note"] == " (without what 1 crashed worker did)"
+    assert line["note"] == " (not counting 1 crashed worker)"
 
 
 def test_programs_that_could_not_be_kept_are_told(pytester, in_process):

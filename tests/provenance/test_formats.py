@@ -168,7 +168,7 @@ def test_signed(world, tmp_path):
     with pytest.raises(VerificationError):
         Envelope.from_dict(signed).verify([public], 1)
     pem.write_text("no key")
-    with pytest.raises(ProgCacheError, match="is no private key"):
+    with pytest.raises(ProgCacheError, match="isn't a supported private key"):
         dsse.signer_from_pem(str(pem))
 
 

@@ -107,7 +107,7 @@ def test_a_part_that_is_gone_is_said_to_be(world, tmp_path):
 
 def test_an_entry_put_there_by_hand(world):
     assert kinds(walk(world.hand, world.cache)) == {"binary"}
-    with pytest.raises(ProgCacheError, match="put there by hand"):
+    with pytest.raises(ProgCacheError, match="stored by hand"):
         export.to_slsa(world.cache, world.cache.info(world.hand))
 
 

@@ -150,7 +150,7 @@ def test_one_that_ends_its_workers_fails_alone(service):
     executor = Dying(lambda message, _: message["kernel"] == "pair")
     made = service.prewarm(archs=["sm_80"], kernels=["fill", "pair"], executor=executor, jobs=1)
     assert [item.kernel for item in made.items if item.status == "failed"] == ["pair"]
-    assert all("no worker could do it: RuntimeError: KilledWorker" in i.error for i in made.items if i.error)
+    assert all("no worker could compile it: RuntimeError: KilledWorker" in i.error for i in made.items if i.error)
     assert made.compiled == 2
 
 
@@ -163,14 +163,14 @@ def test_work_that_was_lost_is_done_by_another(service):
 def test_a_worker_that_would_make_other_keys_compiles_nothing(service, monkeypatch):
     setup = farm._setup(service._compiler, service.library)
     (answer,) = farm.work({**setup, "tools": {**setup["tools"], "nvrtc": "another"}}, [{"kernel": "fill"}])
-    assert "nvrtc of the worker on" in answer["error"]
+    assert "nvrtc differs on the worker" in answer["error"]
     (answer,) = farm.work({**setup, "library": {**setup["library"], "path": "/not/there"}}, [{"kernel": "fill"}])
     assert "no kernel library at /not/there" in answer["error"]
 
 
 def test_what_was_made_elsewhere_and_lies_nowhere_is_a_failure(service):
     answer = {"digest": "0" * 64, "host": "afar", "seconds": 1.0}
-    assert "compiled on afar, and isn't in this cache" in farm._had(service._compiler, answer)["error"]
+    assert "compiled on afar but isn't in this cache" in farm._had(service._compiler, answer)["error"]
 
 
 def test_tiers_that_are_only_read_have_what_they_have(service, library_dir, tmp_path):

@@ -96,7 +96,7 @@ def test_a_wrong_hit_is_put_away(cache, project, heard, kind):
         assert stats(service) == HitCheckStats(mismatched=1)
     (event,) = heard("mismatch")
     assert (event.digest, event.arch) == (first.digest, "sm_80")
-    assert "a fresh compile gives" in event.reasons[0]
+    assert "differs from a fresh compile" in event.reasons[0]
     healed = compile_(service)
     assert (healed.hit, healed.data) == (False, first.data)
     if kind == "disk":

@@ -69,7 +69,7 @@ def test_reasons():
     assert checked.reasons == (
         "cubin for sm_100 doesn't run on sm_90",
         "its key is of schema 0, and this version makes schema 1",
-        "compiled by another nvrtc (build-id:2) than the one here (build-id:1)",
+        "compiled by another nvrtc (build-id:2) than the one on this machine (build-id:1)",
     )
     assert check_record("d", unlike, HOST._replace(archs=("sm_90", "sm_103"))).reasons[0].startswith("its key")
     assert check_record("d", RECORD, HOST._replace(archs=())).usable is True
@@ -194,7 +194,7 @@ def test_a_changed_compiler_header_is_told_by_its_name(compiled_once, tmp_path):
     checked = check_record(digests["vendor's header"], record, host)
     assert checked.usable is False
     assert checked.reasons[0].startswith("1 of its ")
-    assert checked.reasons[0].endswith(" headers differs here: cuda_fp16.h")
+    assert checked.reasons[0].endswith(" headers differs on this machine: cuda_fp16.h")
     assert check_record("d", record, host._replace(include_path=())).usable is None
 
 

@@ -188,7 +188,7 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
     with pytest.raises(ParameterError, match=r"parameter 'block' .int. has no default; give it"):
         library.render("axpby")
     without = manifest[: manifest.index("[[kernels.axpby.variants]]")]
-    with pytest.raises(ManifestError, match="block without default: list a variant that sets them"):
+    with pytest.raises(ManifestError, match="no default for block; list a variant that sets them"):
         make(tmp_path, without)
 
 
@@ -215,7 +215,7 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
         ("rtol", "rtoll", "kernel 'axpby', tolerance: unknown field 'rtoll'; did you mean 'rtol'?"),
         ("require =", "requires =", "kernel 'axpby', constraint 1: unknown field 'requires'; did you mean 'require'?"),
         ('message = "block', 'message = 3, x = "block', "constraint 1: unknown field 'x'"),
-        ("min_arch = 80", "launch = 256", "kernel 'axpby', launch: must be an array, is 256"),
+        ("min_arch = 80", "launch = 256", "kernel 'axpby', launch: must be an array, not 256"),
         ("min_arch = 80", "launch = [{}]", "kernel 'axpby', launch[0]: object missing required field `threads`"),
         (
             "min_arch = 80",
@@ -225,14 +225,14 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
         (
             "min_arch = 80",
             "launch = [{ threads = 1 }, { threads = 1 }]",
-            "kernel 'axpby', launch: give one for all entries or one for each of the 3",
+            "kernel 'axpby', launch: give one launch for all entry points, or one for each of the 3",
         ),
         ("block = { type", "blöck! = { type", "is not valid TOML"),
         ("block = { type", '"blo ck" = { type', "parameter 'blo ck': the name must be a Python identifier"),
         (
             "block = { type",
             "arch = { type",
-            "parameter 'arch': the name must be a Python identifier, no keyword, and none of",
+            "parameter 'arch': the name must be a Python identifier, not a keyword, and not one of",
         ),
         ('type = "int"', 'type = "integer"', "parameter 'block', type: 'integer' is not one of int, float,"),
         ('type = "int", ', "", "parameter 'block': object missing required field `type`"),
@@ -258,9 +258,9 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
         (
             'fast = { type = "bool", default = false }',
             "fast = 3",
-            "parameter 'fast': must be a table with a type, is 3",
+            "parameter 'fast': must be a table with a type, not 3",
         ),
-        ('options = { std = "c++17" }', "options = 3", "kernel 'axpby', options: must be a table, is 3"),
+        ('options = { std = "c++17" }', "options = 3", "kernel 'axpby', options: must be a table, not 3"),
         (
             'options = { std = "c++17" }',
             'options = { stdd = "c++17" }',
@@ -287,11 +287,11 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
             (
                 'fast = { type = "bool", default = false }',
                 f'{name} = {{ type = "bool", default = false }}',
-                f"parameter {name!r}: {name!r} is a name of the templates' own; choose another, such as {name}_",
+                f"parameter {name!r}: {name!r} has a meaning in every template; choose another name, such as {name}_",
             )
             for name in ("range", "self", "true", "none", "loop", "caller", "vector_type")
         ),
-        ("tolerance = { rtol = 1e-5, atol = 0 }", "tolerance = 3", "kernel 'axpby', tolerance: must be a table, is 3"),
+        ("tolerance = { rtol = 1e-5, atol = 0 }", "tolerance = 3", "kernel 'axpby', tolerance: must be a table, not 3"),
     ],
 )
 def test_a_wrong_manifest_names_file_kernel_and_field(tmp_path, old, new, message):
@@ -307,7 +307,7 @@ def test_a_kernel_needs_a_name_to_launch(tmp_path):
         make(tmp_path, 'format = 1\n[kernels.k]\ntemplate = "k.j2"\n')
     with pytest.raises(ManifestError, match=r"manifest.toml: no \[kernels.NAME\] table"):
         make(tmp_path, "format = 1\n")
-    with pytest.raises(ManifestError, match="kernel 'k': must be a table, is 3"):
+    with pytest.raises(ManifestError, match="kernel 'k': must be a table, not 3"):
         make(tmp_path, "format = 1\nkernels = { k = 3 }\n")
 
 
@@ -348,17 +348,22 @@ def test_check_finds_nothing_where_all_is_well(library):
 @pytest.mark.parametrize(
     ("old", "new", "template", "problems"),
     [
-        ("", "", SOURCE + "{{ blok }}", ["a template uses 'blok', which is no parameter; did you mean 'block'?"]),
-        ("", "", SOURCE.replace("{{ label }}", ""), ["nothing uses parameter 'label'"]),
+        ("", "", SOURCE + "{{ blok }}", ["a template uses 'blok', which is not a parameter; did you mean 'block'?"]),
+        ("", "", SOURCE.replace("{{ label }}", ""), ["parameter 'label' is not used"]),
         ("", "", SOURCE + "{% endif %}", ["axpby.cu.j2:3: Encountered unknown tag 'endif'"]),
-        ("block % 32", "blok % 32", SOURCE, ["a constraint uses 'blok', which is no parameter; did you mean 'block'?"]),
+        (
+            "block % 32",
+            "blok % 32",
+            SOURCE,
+            ["a constraint uses 'blok', which is not a parameter; did you mean 'block'?"],
+        ),
         ("block % 32", "block %% 32", SOURCE, ["unexpected '%'"]),
         (
             "min_arch = 80",
             'launch = [{ threads = "blok" }]',
             SOURCE,
             [
-                "a launch uses 'blok', which is no parameter; did you mean 'block'?",
+                "a launch uses 'blok', which is not a parameter; did you mean 'block'?",
                 "variant 1: kernel 'axpby', launch, threads 'blok': ",
             ],
         ),
@@ -374,7 +379,7 @@ def test_check_finds_nothing_where_all_is_well(library):
             SOURCE,
             ["variant 1: kernel 'axpby', launch, threads 'block / 1' is 256.0, not an int from 1 to 1024"],
         ),
-        ('dtype = "<f2"', 'dtype = "float32"', SOURCE, ["variant 2 ({'dtype': 'float32'}) is there twice"]),
+        ('dtype = "<f2"', 'dtype = "float32"', SOURCE, ["variant 2 ({'dtype': 'float32'}) is a duplicate"]),
         (
             'dtype = "<f2"',
             "block = 48",
@@ -640,4 +645,6 @@ def test_a_check_tells_what_is_likely_a_mistake_in_a_template(tmp_path):
                                       "{% for i in [n] %}{% set a = i %}{% endfor %}{{ a }}")  # fmt: skip
     (tmp_path / "manifest.toml").write_text(ENTRY.format(name="good"))
     (problem,) = KernelLibrary(tmp_path).check()
-    assert problem.startswith("k: k.cu.j2:3: what the loop's body sets as 'a' is lost after each iteration")
+    assert problem.startswith(
+        "k: k.cu.j2:3: the value that the loop's body assigns to 'a' is lost after each iteration"
+    )

@@ -83,6 +83,6 @@ def test_what_is_no_library_is_said(archive):
         KernelLibrary(3)
     with zipfile.ZipFile(archive) as packed:
         for name in ("application/nothing", "application/kernels/manifest.toml"):
-            with pytest.raises(ManifestError, match="is not a folder, or doesn't exist"):
+            with pytest.raises(ManifestError, match="is not a folder or doesn't exist"):
                 KernelLibrary(zipfile.Path(packed, name))
     assert KernelLibrary(files("cuda_progcache").joinpath("..", "kernels")).names, "a path is one, too"

@@ -13,7 +13,7 @@ import pytest
 
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store import FileStreamProgramCache, entry_digest
+from cuda_progcache.store import FileStreamProgramCache, entry_digest, verification
 
 CUBIN = b"\x7fELF" + bytes(range(256)) * 4
 LONG_AGO = time.time() - 10_000
@@ -204,6 +204,27 @@ def test_a_writer_between_its_two_renames_is_given_time(cache, monkeypatch):
     monkeypatch.setattr("cuda_progcache.store.judge.read_regular", read)
     assert cache.verify(repair=True) == (6, 6 * (len(CUBIN) + 1), ())
     assert torn == set()
+
+
+def test_a_writer_that_stands_still_is_waited_for_once(cache, monkeypatch):
+    """Not once for each damaged entry."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, seconds):
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(verification, "time", clock)
+    (cache.path / "tmp" / f"{current_owner()}-1.staged").write_bytes(b"half of an entry")
+    for name in "abc":
+        entry(cache, name).write_bytes(b"damaged")
+    assert [kind for kind, _ in kinds(cache.verify())] == ["corrupt"] * 3
+    assert verification._PATIENCE < clock.now < 1.1 * verification._PATIENCE
 
 
 def test_beside_writers_everything_is_whole(cache, monkeypatch):

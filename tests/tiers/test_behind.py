@@ -155,6 +155,17 @@ def test_a_hit_on_the_disk_imports_nothing_and_asks_nobody(made, nobody, tmp_pat
     assert met() == 0
 
 
+def test_a_hit_of_plain_redis_loads_no_tls(redis_url, tmp_path, headers, other_machine, python):
+    """Importing it takes longer than the hit."""
+    with FileStreamProgramCache(tmp_path / "first", tiers=[redis_url]) as first:
+        compiled(first, headers)
+    other_machine()
+    script = HIT.format(opened="FileStreamProgramCache", made="FileStreamProgramCache()")
+    script += "print('ssl' in sys.modules)"
+    place = {"CUDA_PROGCACHE_DIR": str(tmp_path / "second"), "CUDA_PROGCACHE_TIERS": redis_url}
+    assert python(script, SOURCE, headers, **place).splitlines()[-1] == "False"
+
+
 def test_a_tier_that_answers_nobody_costs_no_program(nobody, tmp_path, headers, other_machine):
     """And another store of the process knows that it is out of order."""
     url, met = nobody

@@ -121,6 +121,13 @@ def test_where_a_kept_connection_was_closed_those_as_old_are_not_tried(connect, 
     assert all(one.sock is None for one in old)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, ".", "\udcff"])
+def test_a_name_that_no_host_can_have_is_an_error_of_the_store(host):
+    timed_sockets.hurry(time.monotonic() + 600)
+    with pytest.raises(OSError, match=r"can't be a host name|not known|No address"):
+        timed_sockets.connect(host, 80, 600.0)
+
+
 def test_each_address_of_a_host_gets_its_share_of_the_time(monkeypatch):
     """Else one that never answers would leave none for those that do."""
     given = []

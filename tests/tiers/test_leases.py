@@ -494,6 +494,23 @@ def test_who_got_a_lease_only_at_the_second_try_looks_again_first(monkeypatch):
         one.close()
 
 
+@pytest.mark.filterwarnings("ignore::cuda_progcache.errors.ProgCacheWarning")
+def test_a_server_in_trouble_is_checked_until_the_leases_are_closed(monkeypatch):
+    for name, seconds in (("PATIENCE", 0.0), ("FIRST_REST", 0.01), ("LONGEST_REST", 0.01)):
+        monkeypatch.setattr(leases, name, seconds)
+    asked = []
+    monkeypatch.setitem(TROUBLES["redis"], "broken", lambda *_: [asked.append(1) or b"-ERR out of order\r\n"])
+    with FaultyServer("redis", "broken") as running:
+        one = FleetLeases(parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=30"), life=SHORT)
+        for _ in range(2):  # it can be used once it is closed, and closed again
+            assert one.lead("f", lambda: b"made", never, 0.0) == b"made"
+            heart, asked[:] = one._heart, []
+            until(lambda: len(asked) > 3)
+            one.close()
+            heart.join(60)
+            assert not heart.is_alive()
+
+
 def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
     mortal.held, mortal.dead = True, {"SUBSCRIBE"}
     one = FleetLeases(mortal.settings)

@@ -179,12 +179,16 @@ def test_keys_that_cannot_be_used(tmp_path, ours, signed):
     curve = Pair(tmp_path, "curve", ec.generate_private_key(ec.SECP256R1()))
     junk = tmp_path / "junk.pem"
     junk.write_text("no key")
-    for key, why in ((str(curve.public), "no Ed25519 key"), (str(junk), "no public key"), (str(tmp_path / "x"), "x")):
+    for key, why in (
+        (str(curve.public), "isn't an Ed25519 key"), (str(junk), "isn't a public key"), (str(tmp_path / "x"), "x"),
+    ):  # fmt: skip
         said = Verifier([ours.hex, key])(NAME, DATA, signed)
         assert "can't be used" in said, "one bad key in a list is a mistake to be told, not to be guessed around"
         assert why in said
     for key, why in (
-        (curve.private, "signed with Ed25519"), (junk, "no private key"), (tmp_path / "x", "read the signing key"),
-    ):  # fmt: skip
+        (curve.private, "signed with Ed25519"),
+        (junk, "isn't a supported private key"),
+        (tmp_path / "x", "read the signing key"),
+    ):
         with pytest.raises(StoreError, match=why):
             Signer(str(key))(NAME, DATA, RECORD)

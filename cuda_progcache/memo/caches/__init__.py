@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A hierarchy of caches for calls.
 
-:class:`Cache` is a value storage and a call storage. Others show it in part (:class:`ReadOnlyCache`,
-:class:`FilteredCache`), force its calls to run again (:class:`RefreshingCache`), limit it (:class:`SizeLimitedCache`,
-:class:`LRUCache`), or make one of several (:class:`CacheStack`, :class:`CachePool`).
+:class:`Cache` combines a value storage and a call storage. Other caches restrict one (:class:`ReadOnlyCache`,
+:class:`FilteredCache`), make its calls run again (:class:`RefreshingCache`), limit its size
+(:class:`SizeLimitedCache`, :class:`LRUCache`), or combine several caches (:class:`CacheStack`, :class:`CachePool`).
 
 >>> from cuda_progcache.memo.caches import Cache
 >>> from cuda_progcache.memo.call import Call

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every cache is, those that show another one in part or in another light, and those that make one of several."""
+"""The base class of caches, caches that wrap another one, and caches that combine several."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ T = TypeVar("T")
 
 
 class Rejected(ProgCacheError):  # noqa: N818 - an established name
-    """A cache refused a call: it is read-only, or its storage can't keep it. What was computed is not lost by it."""
+    """A cache refused a call: it is read-only, or its storage can't keep the call. No computed result is lost."""
 
 
 class BaseCache(Shrinking):
-    """A cache of calls: saved under their keys, loaded with values that come when they are asked for."""
+    """A cache of calls, which are saved under their keys; loaded calls load their values on demand."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """See to it that a subclass that has its own ``load`` is asked by it, and not by a base's shorter way."""
+        """Reset ``find`` in a subclass that overrides only ``load``, so that a base's faster ``find`` isn't used."""
         super().__init_subclass__(**kwargs)
         first = next(kind for kind in cls.__mro__ if "load" in vars(kind) or "find" in vars(kind))
         if "find" not in vars(first):
             cls.find = BaseCache.find  # type: ignore[method-assign]
 
     def __counts__(self) -> None:
-        """What counts of a cache where memoized code refers to it: nothing. What it holds is no input."""
+        """Return None: a cache that memoized code refers to doesn't count, since its content isn't an input."""
 
     @abc.abstractmethod
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
-        """File a call, in place of one with the same key; gives the key. Rejected where the cache refuses it."""
+        """Store a call, replacing one with the same key; return the key. Rejected if the cache refuses the call."""
 
     @abc.abstractmethod
     def load(self, key: str) -> LazyCall:
-        """The call with this key, or with the one key that has this prefix; KeyError on a miss."""
+        """Return the call with this key or unambiguous prefix; KeyError on a miss."""
 
     @abc.abstractmethod
     def load_value(self, key: str) -> Any:
-        """The value with this digest; KeyError on a miss."""
+        """Return the value with this digest; KeyError on a miss."""
 
     @abc.abstractmethod
     def evict(self, key: str) -> None:
@@ -61,38 +61,38 @@ class BaseCache(Shrinking):
 
     @abc.abstractmethod
     def expand(self, prefix: str) -> Digest:
-        """The full digest, of a call or a value, with this prefix.
+        """Return the full digest of the call or value with this prefix.
 
         Parameters
         ----------
         prefix : str
-            4 characters at least.
+            At least 4 characters.
 
         Raises
         ------
         KeyError
-            None has it.
+            No digest has the prefix.
         AmbiguousDigestError
-            Several have it.
+            Several digests have the prefix.
         """
 
     @abc.abstractmethod
     def _query(self, template: QueryCall) -> Iterable[LazyCall]: ...
 
     def _children(self, value: Digest) -> set[Digest]:  # noqa: ARG002 - for overriders
-        """Values that a value refers to."""
+        """Return the digests of the values that a value refers to."""
         return set()
 
     @property
     def leases(self) -> str | None:
-        """A directory by which processes that save here can agree who runs a call; None where there is none."""
+        """The directory of leases, with which processes that share the cache agree on who runs a call; None if none."""
         return None
 
-    #: Whether nothing is looked up: what is computed replaces what is there.
+    #: Whether lookups are skipped, so that new results replace the recorded ones.
     refreshing = False
 
     def find(self, key: Digest) -> tuple[Any, Metadata]:
-        """The result and metadata of the call with this key; KeyError on a miss. What memoized functions ask."""
+        """Return the result and metadata of the call with this key; KeyError on a miss. Memoized functions use this."""
         call = self.load(key)
         if call._result is None:
             raise KeyError(key)
@@ -101,12 +101,12 @@ class BaseCache(Shrinking):
     def prepare(self, call: Call) -> PreparedCall:
         """Seal a call's key before its body runs; caches with storages also store the arguments.
 
-        The call that comes back is committed or abandoned, once.
+        The returned call must be committed or abandoned, once.
         """
         return PreparedCall(call.digest(), self)
 
     def contains(self, key: str) -> bool:
-        """Whether there is a call with this key."""
+        """Return whether there is a call with this key."""
         try:
             self.load(key)
         except KeyError:
@@ -120,14 +120,15 @@ class BaseCache(Shrinking):
         ----------
         other : BaseCache
         pop : bool
-            Evict here what was copied.
+            Evict the copied calls from this cache.
         overwrite : bool
-            Replace calls that ``other`` has; else they are left there, and here, with a warning in the log.
+            Replace calls that ``other`` has. Otherwise such a call stays as it is in both caches, with a warning in the
+            log.
         """
         self.query().transfer(other, pop=pop, overwrite=overwrite)
 
     def _transfer_one(self, call: LazyCall, *, overwrite: bool = False) -> bool:
-        """Take a call from another cache; False if there is one with its key, and ``overwrite`` isn't set."""
+        """Save a call of another cache; False if this one has a call with the key, and ``overwrite`` isn't set."""
         key = call.to_lookup_key()
         with self._operation_context(key):
             if not overwrite and self.contains(key):
@@ -136,33 +137,33 @@ class BaseCache(Shrinking):
             return True
 
     def readonly(self) -> ReadOnlyCache:
-        """The same cache, without writes."""
+        """Return a read-only view of the cache."""
         return ReadOnlyCache(self)
 
     def push(self, cache: BaseCache) -> CacheStack:
-        """The same cache with another one in front of it."""
+        """Return a stack of this cache with another one in front of it."""
         return CacheStack((cache, self))
 
     def query(self, template: QueryCall | None = None, **fields: Any) -> QueryIterator:
-        """Calls that fit a pattern.
+        """Return the calls that match a pattern.
 
         Parameters
         ----------
         template : QueryCall, optional
             The pattern.
         **fields
-            The pattern's fields instead: ``query(name="area", arguments={"r": 2})``. What isn't given fits anything;
-            matching goes by digest; ``NONE`` asks for the value None.
+            The pattern's fields instead: ``query(name="area", arguments={"r": 2})``. An omitted field matches anything;
+            values are compared by digest; ``NONE`` matches the value None.
 
         Returns
         -------
         QueryIterator
-            Each iteration asks anew.
+            Each iteration runs the query again.
 
         Raises
         ------
         TypeError
-            Both were given, or a field that patterns don't have.
+            Both a pattern and fields were given, or a field that patterns don't have.
         """
         if template is not None and fields:
             raise TypeError("query() takes a pattern or fields, not both")
@@ -179,32 +180,32 @@ class BaseCache(Shrinking):
     def table(
         self, arguments: Iterable[str] | str | Literal[True] = (), results: bool = False, shrink_keys: bool = True  # noqa: FBT001, FBT002
     ) -> pd.DataFrame:  # fmt: skip
-        """Every call as a row of a table; see :meth:`QueryIterator.table`."""
+        """Return a table with a row for every call; see :meth:`QueryIterator.table`."""
         return self.query().table(arguments=arguments, results=results, shrink_keys=shrink_keys)
 
     def explain(self, call: str | Call | LazyCall | DigestedCall) -> tuple[str, ...]:
-        """What tells a call from the nearest one that ran before it: a sentence per difference.
+        """Explain how a call differs from the nearest one that ran before it, with a sentence per difference.
 
         Parameters
         ----------
         call : str or call
-            A call, recorded or not, or the key of one that is recorded, or its first digits.
+            A call, recorded or not, or the key of a recorded call, or the key's first digits.
 
         Raises
         ------
         KeyError
-            No call has this key.
+            No recorded call has this key.
         """
         return explain(self, call)
 
     def filter(self, predicate: Callable[[LazyCall], bool] | QueryCall) -> FilteredCache:
-        """Only the calls that fit, read-only, as they are when asked for."""
+        """Return a read-only view of the calls that match; the filter is applied at each access."""
         return FilteredCache(self, predicate.matcher() if isinstance(predicate, QueryCall) else predicate)
 
 
 @dataclass(frozen=True)
 class CacheWrapper(BaseCache):
-    """Another cache, unchanged; a base for those that change something.
+    """A cache that passes every operation on to another cache; a base for wrappers that change something.
 
     Attributes
     ----------
@@ -215,30 +216,30 @@ class CacheWrapper(BaseCache):
 
     @property
     def leases(self) -> str | None:
-        """The wrapped cache's."""
+        """The wrapped cache's directory of leases."""
         return self.cache.leases
 
     def prepare(self, call: Call) -> PreparedCall:
-        """As the wrapped cache does; the commit goes through this one's :meth:`save`."""
+        """Prepare a call as the wrapped cache does; its commit calls this cache's :meth:`save`."""
         prepared = self.cache.prepare(call)
         bound = PreparedCall(prepared.digested, self, prepared.release)
-        prepared.release = None  # it is the new one's now
+        prepared.release = None  # now owned by the new call
         return bound
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
-        """File a call in the wrapped cache."""
+        """Store a call in the wrapped cache."""
         return self.cache.save(call)
 
     def load(self, key: str) -> LazyCall:
-        """The wrapped cache's call."""
+        """Return the wrapped cache's call."""
         return self.cache.load(key)
 
     def load_value(self, key: str) -> Any:
-        """The wrapped cache's value."""
+        """Return the wrapped cache's value."""
         return self.cache.load_value(key)
 
     def contains(self, key: str) -> bool:
-        """Whether the wrapped cache has the call."""
+        """Return whether the wrapped cache has the call."""
         return self.cache.contains(key)
 
     def evict(self, key: str) -> None:
@@ -246,7 +247,7 @@ class CacheWrapper(BaseCache):
         self.cache.evict(key)
 
     def expand(self, prefix: str) -> Digest:
-        """The full digest in the wrapped cache."""
+        """Return the full digest in the wrapped cache."""
         return self.cache.expand(prefix)
 
     def _shrink(self, *keys: str) -> tuple[Digest, ...]:
@@ -265,7 +266,7 @@ class CacheWrapper(BaseCache):
 
 
 class ReadOnlyMixin:
-    """Refuses every write; goes first in the bases. ``isinstance(cache, ReadOnlyMixin)`` tells a read-only cache."""
+    """A mixin that refuses every write; list it first in the bases. A read-only cache is an instance of it."""
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> NoReturn:  # noqa: ARG002
         """Refuse the call."""
@@ -282,12 +283,12 @@ class ReadOnlyMixin:
 
 @dataclass(frozen=True)
 class ReadOnlyCache(ReadOnlyMixin, CacheWrapper):
-    """Another cache, without writes."""
+    """A read-only view of another cache."""
 
 
 @dataclass(frozen=True)
 class FilteringMixin(CacheWrapper):
-    """Another cache's calls as far as they fit.
+    """A view of another cache's calls for which a predicate is true.
 
     Attributes
     ----------
@@ -298,23 +299,23 @@ class FilteringMixin(CacheWrapper):
     predicate: Callable[[LazyCall], bool]
 
     def load(self, key: str) -> LazyCall:
-        """The call, if it fits; KeyError if it doesn't, as if it weren't there."""
+        """Return the call if it matches; KeyError if it doesn't match or doesn't exist."""
         call = self.cache.load(key)
         if not self.predicate(call):
             raise KeyError(key)
         return call
 
-    contains = BaseCache.contains  # by load(), which filters; the wrapped cache has calls that don't fit, too
+    contains = BaseCache.contains  # uses load(), which filters; the wrapped cache's would find all calls
 
     def load_value(self, key: str) -> Any:
-        """A value that a call which fits reaches; KeyError for others. Looks at the calls one by one."""
+        """Return a value that a matching call reaches; KeyError for other values. All calls are searched in turn."""
         full = self.cache.expand(key)
         if not self._reaches(full):
             raise KeyError(key)
         return self.cache.load_value(full)
 
     def expand(self, prefix: str) -> Digest:
-        """The full digest of a call that fits, or of a value that one reaches."""
+        """Return the full digest of a matching call, or of a value that such a call reaches."""
         full = self.cache.expand(prefix)
         if not (self.contains(full) or self._reaches(full)):
             raise KeyError(prefix)
@@ -342,33 +343,36 @@ class FilteringMixin(CacheWrapper):
 
 @dataclass(frozen=True)
 class FilteredCache(ReadOnlyMixin, FilteringMixin):
-    """Another cache's calls as far as they fit, read-only."""
+    """A read-only view of another cache's calls for which a predicate is true."""
 
 
 @dataclass(frozen=True)
 class RefreshingCache(CacheWrapper):
-    """Another cache that never hits: what is computed replaces what it has. Nested memoized calls run again too."""
+    """A view of another cache that never hits: new results replace the recorded ones.
+
+    Nested memoized calls run again too.
+    """
 
     refreshing = True
 
     def load(self, key: str) -> LazyCall:
-        """Miss."""
+        """Raise KeyError: every load is a miss."""
         raise KeyError(key)
 
     def contains(self, key: str) -> bool:  # noqa: ARG002
-        """Never."""
+        """Return False: no lookup hits."""
         return False
 
 
 class _MultiCache(BaseCache):
-    """Reads over several caches, by three ways of going through them."""
+    """A cache that reads several member caches; it has three ways of iterating over them."""
 
     @property
     @abc.abstractmethod
     def _members(self) -> tuple[BaseCache, ...]: ...
 
     def _first_hit(self, op: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None) -> T:
-        """What the first member gives that doesn't raise ``exc``; ``exc(key)`` if all do."""
+        """Return the result of the first member that doesn't raise ``exc``; raise ``exc(key)`` if all do."""
         for cache in self._members:
             try:
                 return op(cache)
@@ -377,7 +381,7 @@ class _MultiCache(BaseCache):
         raise exc(key) if key is not None else exc
 
     def _collect(self, op: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError) -> list[T]:
-        """What all members give that don't raise ``exc``."""
+        """Return the results of all members that don't raise ``exc``."""
         found = []
         for cache in self._members:
             with contextlib.suppress(exc):
@@ -388,21 +392,21 @@ class _MultiCache(BaseCache):
         self, op: Callable[[BaseCache], object], *,
         exc: type[BaseException] | tuple[type[BaseException], ...] = (Rejected, KeyError),
     ) -> None:  # fmt: skip
-        """Do it with every member; that one refuses, or has nothing, is fine."""
+        """Apply ``op`` to every member, and ignore members that raise ``exc``: they refuse, or have no such key."""
         for cache in self._members:
             with contextlib.suppress(*(exc if isinstance(exc, tuple) else (exc,))):
                 op(cache)
 
     def load_value(self, key: str) -> Any:
-        """The value of the first member that has it."""
+        """Return the value from the first member that has it."""
         return self._first_hit(lambda cache: cache.load_value(key), key=key)
 
     def contains(self, key: str) -> bool:
-        """Whether a member has the call."""
+        """Return whether a member has the call."""
         return any(cache.contains(key) for cache in self._members)
 
     def expand(self, prefix: str) -> Digest:
-        """The full digest in whichever member; AmbiguousDigestError if they don't agree."""
+        """Return the full digest in any member; AmbiguousDigestError if the members don't agree."""
         return _combine_expand(prefix, self._collect(lambda cache: cache.expand(prefix)))
 
     def _shrink(self, *keys: str) -> tuple[Digest, ...]:
@@ -411,7 +415,7 @@ class _MultiCache(BaseCache):
             present = [key for key in keys if cache.contains(key)]
             for key, short in zip(present, cache._shrink(*present) if present else (), strict=True):
                 found[key].append(short)
-        # The key of no call is a value's, or nobody's.
+        # A key that isn't a call's is a value's, or unknown.
         return tuple(_combine_shrink(key, found[key] or self._shorts(key)) for key in keys)
 
     def _shorts(self, key: str) -> list[Digest]:
@@ -432,15 +436,15 @@ class _MultiCache(BaseCache):
 
 @dataclass(frozen=True)
 class CacheStack(PerKeyLockMixin, _MultiCache):
-    """Caches from the nearest to the farthest.
+    """A stack of caches, from the nearest to the farthest.
 
-    A call is saved in the first one. A hit is copied into every level below the one that had it, once however many
-    threads load it; that a level refuses, or fails, is logged, and the hit is a hit.
+    A call is saved in the first cache. A hit is copied into every cache before the one that had it, once, even if many
+    threads load the call. If a cache refuses the copy or fails, a warning is logged, and the load still succeeds.
 
     Attributes
     ----------
     stack : tuple of BaseCache
-        None of them a stack.
+        The caches; none of them may be a stack.
     """
 
     stack: tuple[BaseCache, ...]
@@ -455,19 +459,19 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
 
     @property
     def leases(self) -> str | None:
-        """The first cache's: it is where calls are saved."""
+        """The first cache's directory of leases, since calls are saved there."""
         return self.stack[0].leases
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
-        """File a call in the first cache."""
+        """Store a call in the first cache."""
         return self.stack[0].save(call)
 
     def prepare(self, call: Call) -> PreparedCall:
-        """As the first cache does."""
+        """Prepare a call as the first cache does."""
         return self.stack[0].prepare(call)
 
     def load(self, key: str) -> LazyCall:
-        """The call of the first cache that has it, copied into those before it; KeyError with the key on a miss."""
+        """Return the call from the first cache that has it, and copy it into those before; KeyError on a miss."""
         for level, cache in enumerate(self.stack):
             try:
                 call = cache.load(key)
@@ -479,16 +483,16 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
         raise KeyError(key)
 
     def find(self, key: Digest) -> tuple[Any, Metadata]:
-        """The result and metadata of the call with this key; the nearest cache is asked the short way."""
+        """Return the result and metadata of the call with this key; the nearest cache uses its own ``find``."""
         try:
             return self.stack[0].find(key)
         except KeyError:
             return super().find(key)
 
     def _backfill(self, key: str, lc: LazyCall, levels: tuple[BaseCache, ...] | None = None) -> None:
-        """Copy a hit into levels, as a rule all but the last, that don't have it."""
+        """Copy a hit into those of ``levels`` (default: all caches but the last) that don't have it."""
         try:
-            key = lc.to_lookup_key()  # of a prefix the whole
+            key = lc.to_lookup_key()  # the whole key, since ``key`` may be a prefix
             with super()._operation_context(key):
                 missing = [
                     cache for cache in (self.stack[:-1] if levels is None else levels) if not cache.contains(key)
@@ -507,7 +511,7 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
             _logger.warning("Failed to transfer the hit %s to %s: %s", key, type(cache).__name__, error)
 
     def push(self, cache: BaseCache) -> CacheStack:
-        """The same stack with another cache in front."""
+        """Return the stack with another cache in front."""
         return CacheStack((cache, *self.stack))
 
     def evict(self, key: str) -> None:
@@ -522,7 +526,7 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
 
 @dataclass(frozen=True)
 class CachePool(ReadOnlyMixin, _MultiCache):
-    """Caches side by side, read-only: the first that has a call gives it, nothing is copied.
+    """A read-only pool of caches: a call is loaded from the first cache that has it; nothing is copied.
 
     Attributes
     ----------
@@ -536,5 +540,5 @@ class CachePool(ReadOnlyMixin, _MultiCache):
         return self.caches
 
     def load(self, key: str) -> LazyCall:
-        """The call of the first cache that has it; KeyError on a miss."""
+        """Return the call from the first cache that has it; KeyError on a miss."""
         return self._first_hit(lambda cache: cache.load(key), key=key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache itself: a value storage and a call storage."""
+"""The basic cache: a value storage and a call storage."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _logger = logging.getLogger("cuda_progcache.memo.caches")
 
 
 class _Flights:
-    """Values of calls in flight, for storages that keep no pins of their own: one process has those."""
+    """The values of calls in flight, for storages without pins; only one process uses such a storage."""
 
     def __init__(self) -> None:
-        #: Held while values and the record that refers to them are written, and throughout a collection.
+        #: Held while values and the record that refers to them are written, and during a whole collection.
         self.lock = threading.RLock()
         self.values: Counter[Digest] = Counter()
 
@@ -54,7 +54,7 @@ _making = threading.Lock()
 
 
 def _flights_of(values: Any) -> _Flights | None:
-    """The flights of a storage; None where it pins by itself, for other processes too."""
+    """Return the flights of a storage; None if the storage has pins, which other processes see too."""
     if hasattr(type(values), "pin"):
         return None
     with _making:
@@ -66,7 +66,7 @@ def _flights_of(values: Any) -> _Flights | None:
 
 @dataclass(frozen=True)
 class Cache(PerKeyLockMixin, BaseCache):
-    """Calls in one storage, their values in another.
+    """A cache that keeps calls in one storage and their values in another.
 
     Attributes
     ----------
@@ -79,12 +79,12 @@ class Cache(PerKeyLockMixin, BaseCache):
 
     @property
     def leases(self) -> str | None:
-        """Beside the calls, where these lie in files."""
+        """The directory of leases, beside the calls; None if the calls aren't in files."""
         found = getattr(self.calls, "leases", None)
         return found if isinstance(found, str) else None
 
     def load_value(self, key: str) -> Any:
-        """The value with this digest (or the one with this prefix), wherever it lies; KeyError on a miss."""
+        """Return the value with this digest or unambiguous prefix, from a file or a record; KeyError on a miss."""
         with self._operation_context(key, intent=Intent.READ):
             try:
                 return self.values.load(key)
@@ -93,7 +93,7 @@ class Cache(PerKeyLockMixin, BaseCache):
                 return self.calls.inlined(full)
 
     def find(self, key: Digest) -> tuple[Any, Metadata]:
-        """The result and metadata of the call with this key; KeyError on a miss, also where the value is gone."""
+        """Return the result and metadata of the call with this key; KeyError on a miss or if the value is gone."""
         call = self.calls.peek(key)
         if call.result is None:
             raise KeyError(key)
@@ -101,7 +101,7 @@ class Cache(PerKeyLockMixin, BaseCache):
         return (self.values.load(call.result) if text is None else decode_json(text)), call.metadata
 
     def prepare(self, call: Call) -> PreparedCall:
-        """Digest and store the arguments now, so that what the body does to them can't change the key."""
+        """Digest and store the arguments now, so that the body can't change the key by changing the arguments."""
         arguments: dict[str, Digest] = {}
         inline: dict[Digest, bytes] = {}
         stored: dict[str, Any] = {}
@@ -130,20 +130,20 @@ class Cache(PerKeyLockMixin, BaseCache):
 
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:
         try:
-            if not self.values.contains(key):  # an equal one isn't written over
+            if not self.values.contains(key):  # an equal value isn't overwritten
                 self.values.save(value, key)
         except (SaveError, RecursionError) as error:
-            _logger.debug("argument %s of %s is stored as a digest only: %s", name, function, error)
+            _logger.debug("only the digest of argument %s of %s is stored: %s", name, function, error)
             return Unstored(key)
         return key
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
-        """File a call; gives its key.
+        """Store a call; return its key.
 
         Raises
         ------
         Rejected
-            Its result can't be stored, or the storage is in trouble.
+            The result can't be stored, or the storage failed.
         """
         if isinstance(call, Call):
             prepared = self.prepare(call)
@@ -156,7 +156,7 @@ class Cache(PerKeyLockMixin, BaseCache):
         return self._file(call, NO_RESULT)
 
     def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:
-        """File a call; a ``live`` result is a value whatever it is, another may be the digest of one."""
+        """Store a call; a ``live`` result is always a value, any other :class:`Digest` stands for a stored value."""
         key = call.to_lookup_key()
         with self._operation_context(key):
             release = None
@@ -185,12 +185,12 @@ class Cache(PerKeyLockMixin, BaseCache):
                     release()
 
     def load(self, key: str) -> LazyCall:
-        """The call with this key, or with the one key that has this prefix; KeyError on a miss."""
+        """Return the call with this key or unambiguous prefix; KeyError on a miss."""
         with self._operation_context(key, intent=Intent.READ):
             return self.calls.load(key).fetch(self)
 
     def contains(self, key: str) -> bool:
-        """Whether there is a call with this key."""
+        """Return whether there is a call with this key."""
         with self._operation_context(key, intent=Intent.READ):
             return self.calls.contains(key)
 
@@ -200,7 +200,7 @@ class Cache(PerKeyLockMixin, BaseCache):
             self.calls.evict(key)
 
     def expand(self, prefix: str) -> Digest:
-        """The full digest, of a call or a value, with this prefix; see :meth:`BaseCache.expand`."""
+        """Return the full digest of the call or value with this prefix; see :meth:`BaseCache.expand`."""
         with self._operation_context(prefix, intent=Intent.READ):
             found = []
             for storage in (self.calls, self.values):
@@ -256,28 +256,28 @@ class Cache(PerKeyLockMixin, BaseCache):
             return set()
 
     def redigest(self) -> None:
-        """File every call anew whose key changed because the digest function did; the old one is evicted.
+        """Store every call under its present key and evict it under the old one, after the digest function changed.
 
-        Values under their old digests stay until :meth:`gc`. The first call that can't be loaded ends it with its
-        error; those before it are done.
+        Values under their old digests stay until :meth:`gc`. A call that can't be loaded stops the operation with an
+        error; the calls before it have been moved.
         """
         for key in tuple(self.calls.list()):
             call = self.load(key).fetch()
             renamed = call.to_lookup_key()
             if renamed == key:
                 continue
-            first, second = sorted((key, renamed))  # one order, so that two of them can't wait for each other
+            first, second = sorted((key, renamed))  # a fixed order, so that two threads can't deadlock
             with self._operation_context(first), self._operation_context(second):
                 self.save(call)
                 self.evict(key)
 
     def gc(self) -> set[Digest]:
-        """Remove values that no call reaches, not even through containers; never one of a call in flight.
+        """Remove values that no call reaches directly or through containers. Values of calls in flight are kept.
 
         Returns
         -------
         set of Digest
-            What was removed.
+            The digests of the removed values.
         """
         flights = _flights_of(self.values)
         if flights is not None:
@@ -290,15 +290,15 @@ class Cache(PerKeyLockMixin, BaseCache):
         try:
             self.values.evict(key)
         except KeyError:
-            return False  # someone else's collection was quicker
+            return False  # another collection was quicker
         return True
 
     def _collect_files(self, values: Any) -> set[Digest]:
-        """Collect where other processes may be writing.
+        """Collect garbage while other processes may be writing.
 
-        What isn't reached is put away first. Only then pins are read, and calls recorded since: a call in flight has
-        either pinned its values or filed its record, whichever it was before the values were put away. What they reach
-        is put back, the rest thrown away.
+        Unreached values are put away first. Only then the pins are read, and the calls recorded since: by the time its
+        values were put away, a call in flight had either pinned them or stored its record. The values that these reach
+        are put back; the rest are thrown away.
         """
         roots, seen = self._referred(self.calls.list())
         reached = self._reached(roots)
@@ -323,7 +323,7 @@ class Cache(PerKeyLockMixin, BaseCache):
         return away - back
 
     def _referred(self, keys: Iterable[Digest]) -> tuple[set[Digest], set[Digest]]:
-        """Values that calls refer to, and the calls that were looked at."""
+        """Return the values that calls refer to, and the keys of the calls that could be loaded."""
         roots: set[Digest] = set()
         seen: set[Digest] = set()
         for key in tuple(keys):
@@ -342,7 +342,7 @@ class Cache(PerKeyLockMixin, BaseCache):
         return reached
 
     def _hold(self, keys: list[Digest]) -> Callable[[], object]:
-        """Keep values from collection until the result is called."""
+        """Protect values from garbage collection; return a function that ends the protection."""
         flights = _flights_of(self.values)
         if flights is None:
             release: Callable[[], object] = self.values.pin(keys)  # type: ignore[attr-defined]

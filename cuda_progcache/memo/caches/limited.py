@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches that keep so many calls and no more.
+"""Caches with a limited number of calls.
 
-The limit is on what the storage holds, not on what one object has saved: several of them on one directory, in whatever
-processes, keep it together. Values go with the calls, as soon as no other call reaches them.
+The limit applies to the storage, not to the calls saved by one cache object: several caches on the same directory, in
+any processes, share it. Values are removed after their calls, once no other call reaches them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall
     from cuda_progcache.memo.digest import Digest
 
-#: Of the limit, how many calls may be evicted before their values are collected: it looks at every call.
+#: The share of the limit that may be evicted before a garbage collection; a collection reads every call.
 _COLLECTED = 1 / 16
 
 
 class SizeLimitedMixin(BaseCache):
-    """Evicts calls when there are more than ``max_size``; goes before the cache in the bases.
+    """A mixin that evicts calls when there are more than ``max_size``; list it before the cache in the bases.
 
-    A class of one's own is a frozen dataclass, as :class:`Cache` is.
+    A class that uses it must be a frozen dataclass, like :class:`Cache`.
 
     Attributes
     ----------
     max_size : int
-        Calls that may be kept.
+        The most calls that are kept.
     """
 
     max_size: int
@@ -43,11 +43,11 @@ class SizeLimitedMixin(BaseCache):
         return set(self.calls.list())  # type: ignore[attr-defined]
 
     def _pick_eviction_target(self, keys: list[str]) -> str:
-        """Which of these calls goes; at random here, to be overridden."""
+        """Choose the call to evict, at random; subclasses may override this."""
         return chance.choice(keys)
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
-        """File a call, and evict others until there are ``max_size``."""
+        """Store a call, and evict others until there are at most ``max_size``."""
         key = super().save(call)  # type: ignore[safe-super]
         self._enforce_size_limit(key)
         return key
@@ -80,7 +80,7 @@ class SizeLimitedMixin(BaseCache):
 
 @dataclass(frozen=True)
 class SizeLimitedCache(SizeLimitedMixin, Cache):
-    """A cache of ``max_size`` calls at most; which ones go is up to chance.
+    """A cache of at most ``max_size`` calls, which evicts at random.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class SizeLimitedCache(SizeLimitedMixin, Cache):
 
 
 class _Order:
-    """Keys from the one used longest ago to the one used last, as this process saw it."""
+    """Keys ordered by their last use in this process, oldest first."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -110,9 +110,9 @@ class _Order:
 
 @dataclass(frozen=True)
 class LRUCache(SizeLimitedCache):
-    """A cache of ``max_size`` calls at most; the one that was not used for the longest time goes.
+    """A cache of at most ``max_size`` calls, which evicts the least recently used.
 
-    Uses of this process count; calls that it never used go first, in no particular order.
+    Only uses in this process count; calls that it never used are evicted first, in no particular order.
     """
 
     def _order(self) -> _Order:
@@ -122,18 +122,18 @@ class LRUCache(SizeLimitedCache):
         return found  # type: ignore[no-any-return]
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
-        """File a call, and evict those used longest ago until there are ``max_size``."""
+        """Store a call, and evict the least recently used until there are at most ``max_size``."""
         self._order().used(call.to_lookup_key())
         return super().save(call)
 
     def load(self, key: str) -> LazyCall:
-        """The call with this key, which counts as a use."""
+        """Return the call with this key, which counts as a use."""
         call = super().load(key)
         self._order().used(call.to_lookup_key())
         return call
 
     def find(self, key: Digest) -> tuple[Any, Metadata]:
-        """The result and metadata of the call with this key, which counts as a use."""
+        """Return the result and metadata of the call with this key, which counts as a use."""
         found = super().find(key)
         self._order().used(key)
         return found
@@ -146,5 +146,5 @@ class LRUCache(SizeLimitedCache):
             if never:
                 return next(iter(never))
             while (oldest := next(iter(order.keys))) not in present:
-                del order.keys[oldest]  # evicted by another
+                del order.keys[oldest]  # evicted by another cache
             return oldest

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where values and calls are kept.
+"""Storages for values and calls.
 
-A *value storage* keeps values under their digests, a *call storage* keeps calls under their keys; a
-:class:`~cuda_progcache.memo.caches.Cache` has one of each. Ready-made: in memory (:class:`ValueMemory`,
-:class:`CallMemory`) and as files (:class:`FileValueStorage`, :class:`FileCallStorage`). A store of compiled programs is
-one, too: :func:`cuda_progcache.provenance.programs.program_cache`.
+A *value storage* keeps values under their digests, and a *call storage* keeps calls under their keys. A
+:class:`~cuda_progcache.memo.caches.Cache` has one of each. There are storages in memory (:class:`ValueMemory`,
+:class:`CallMemory`) and in files (:class:`FileValueStorage`, :class:`FileCallStorage`). A store of compiled programs
+can serve as storage too: :func:`cuda_progcache.provenance.programs.program_cache`.
 
-One of your own has a backend (``put``, ``get``, ``list``, ``_evict``) under :class:`ValueMixin` or :class:`CallMixin`,
-with :class:`PerKeyLockMixin` and :class:`DestructuringMixin` in front if wanted.
+To write a storage of your own, derive from :class:`ValueMixin` or :class:`CallMixin` and a backend (``put``, ``get``,
+``list``, ``_evict``), with :class:`PerKeyLockMixin` and :class:`DestructuringMixin` in front if wanted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.storage.memory import ValueMemory as ValueMemory
     from cuda_progcache.memo.tagged_json import SaveError as SaveError
 
-# Each is imported when it is first used: a compile that records a call needs none of the storages.
+# Each name is imported at its first use, since a compile that records a call needs none of the storages.
 _NAMES = {
     "base": "CallMixin CallStorage Intent KeyManagement OperationContext SaveError StorageBackend "
     "ValueMixin ValueStorage",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What storages are: keys, and for values and calls what is kept under them."""
+"""The base classes of storages: key management, value storages and call storages."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, overload
 from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
-from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
+from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - also a name of this module
 from cuda_progcache.memo.tagged_json import decode_json, encode_json
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.index import Index
 
-#: Characters that a digest prefix has to have at least.
+#: The fewest characters of a digest prefix.
 SHORTEST_PREFIX = 4
 
 
 class Intent(enum.StrEnum):
-    """What an operation is about to do with a key: ``WRITE`` excludes others of the same key, ``READ`` nobody."""
+    """The purpose of an operation on a key: ``WRITE`` excludes other writes of the key, ``READ`` excludes nothing."""
 
     WRITE = "write"
     READ = "read"
@@ -39,7 +39,7 @@ _NOTHING = contextlib.nullcontext()
 
 
 class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in it is abstract
-    """A hook around every operation on a key, for mixins that lock."""
+    """A base class with a hook around every operation on a key, for mixins that lock."""
 
     def _operation_context(
         self,
@@ -47,26 +47,26 @@ class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in i
         *,
         intent: Intent = Intent.WRITE,  # noqa: ARG002
     ) -> contextlib.AbstractContextManager[None]:
-        """Enter around an operation on ``key``; overriders enter ``super()``'s inside theirs."""
+        """Return the context for an operation on ``key``; an override must enter ``super()``'s inside its own."""
         return _NOTHING
 
 
 class Shrinking(OperationContext):
-    """Keys that people may give by their first characters."""
+    """A base class for collections whose keys can be abbreviated to prefixes."""
 
     @overload
     def shrink(self, key: str, /) -> Digest: ...
     @overload
     def shrink(self, key: str, /, *keys: str) -> tuple[Digest, ...]: ...
     def shrink(self, *keys: str) -> Digest | tuple[Digest, ...]:
-        """The shortest prefixes (4 characters at least) that are unambiguous here; of one key one, of several a tuple.
+        """Return the shortest unambiguous prefixes (at least 4 characters): one for one key, a tuple for several.
 
-        For people: what is unambiguous now needn't be when more is stored.
+        They are meant for display: a prefix may become ambiguous when more is stored.
 
         Raises
         ------
         KeyError
-            A key isn't here.
+            A key doesn't exist.
         AmbiguousDigestError
             Only the whole key is unambiguous.
         """
@@ -80,7 +80,7 @@ class Shrinking(OperationContext):
 
 
 def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
-    """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
+    """Return the only candidate; KeyError for none, AmbiguousDigestError for several. ``dedupe`` merges equal ones."""
     found = sorted(set(candidates)) if dedupe else list(candidates)
     if not found:
         raise KeyError(prefix)
@@ -90,12 +90,12 @@ def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool =
 
 
 def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:
-    """What a prefix expands to in several storages, which have to agree."""
+    """Return the digest that a prefix expands to in several storages; AmbiguousDigestError if they don't agree."""
     return _resolve_prefix(key, results, dedupe=True)
 
 
 def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
-    """What several storages shrink a key to: the longest, which is unambiguous in all; KeyError for none."""
+    """Return the longest of the prefixes from several storages, which is unambiguous in all; KeyError for none."""
     digests = list(results)
     if not digests:
         raise KeyError(key)
@@ -103,11 +103,11 @@ def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
 
 
 class KeyManagement(Shrinking):
-    """What every storage can do with keys; it needs ``list``, ``_contains`` and ``_evict``."""
+    """The key operations of every storage; subclasses define ``list``, ``_contains`` and ``_evict``."""
 
     @abc.abstractmethod
     def list(self) -> Iterable[Digest]:
-        """Every key, in no particular order."""
+        """Return every key, in no particular order."""
 
     @abc.abstractmethod
     def _evict(self, key: Digest) -> None: ...
@@ -116,12 +116,12 @@ class KeyManagement(Shrinking):
     def _contains(self, key: Digest) -> bool: ...
 
     def evict(self, key: Digest | str) -> None:
-        """Remove what is kept under a key; of a full key that isn't there nothing happens, of a prefix KeyError."""
+        """Remove the entry of a key; an unknown full key is ignored, an unknown prefix raises KeyError."""
         with self._operation_context(key):
             self._evict(self._normalize_key(key))
 
     def contains(self, key: Digest | str) -> bool:
-        """Whether something is kept under a key, or under the one key with this prefix."""
+        """Return whether there is an entry with this key or unambiguous prefix."""
         with self._operation_context(key, intent=Intent.READ):
             try:
                 full = self._normalize_key(key)
@@ -130,14 +130,14 @@ class KeyManagement(Shrinking):
             return self._contains(full)
 
     def expand(self, key: Digest | str) -> Digest:
-        """The key with this prefix (4 characters at least); a full digest is its own.
+        """Return the key with this prefix (at least 4 characters); a full digest is returned as it is.
 
         Raises
         ------
         KeyError
-            None has it, or it is too short.
+            No key has the prefix, or the prefix is too short.
         AmbiguousDigestError
-            Several have it.
+            Several keys have the prefix.
         """
         with self._operation_context(key, intent=Intent.READ):
             if len(key) >= DIGEST_LENGTH:
@@ -147,7 +147,7 @@ class KeyManagement(Shrinking):
             return _resolve_prefix(str(key), self._prefix_candidates(str(key)))
 
     def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
-        """Keys with this prefix, sorted; the first two if there are several."""
+        """Return the keys with this prefix, sorted, at most two."""
         return heapq.nsmallest(2, (key for key in self.list() if key.startswith(prefix)))
 
     def _shrink(self, *keys: str) -> tuple[Digest, ...]:
@@ -164,7 +164,7 @@ class KeyManagement(Shrinking):
 
 
 def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
-    """The shortest prefix of ``key`` that no other of the sorted ``known`` keys has; KeyError where it isn't there."""
+    """Return the shortest prefix of ``key`` that no other of the sorted ``known`` keys has; KeyError if unknown."""
     place = bisect.bisect_left(known, key)
     if place == len(known) or known[place] != key:
         raise KeyError(key)
@@ -175,24 +175,24 @@ def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
 
 
 def lengthened(prefix: Digest, key: str, known: Sequence[str]) -> Digest:
-    """A prefix of ``key`` made so long that no other of the sorted ``known`` keys has it: its neighbours decide."""
+    """Return a prefix of ``key`` lengthened until no other of the sorted ``known`` keys has it."""
     place = bisect.bisect_left(known, key)
     neighbours = [*known[max(0, place - 1) : place], *(other for other in known[place : place + 2] if other != key)]
-    shared = (len(os.path.commonprefix((key, other))) for other in neighbours)  # noqa: RUF071 - of texts, as it says
+    shared = (len(os.path.commonprefix((key, other))) for other in neighbours)  # noqa: RUF071 - compares strings, not paths
     needed = max(shared, default=0) + 1
     return prefix if needed <= len(prefix) else Digest(key[:needed])
 
 
 class StorageBackend(KeyManagement):
-    """Puts and gets; :class:`ValueMixin` and :class:`CallMixin` make storages of it."""
+    """A backend with ``put`` and ``get``; :class:`ValueMixin` and :class:`CallMixin` turn it into a storage."""
 
     @abc.abstractmethod
     def put(self, value: Any, key: Digest) -> Digest:
-        """Keep ``value`` under ``key``, in place of what was there; SaveError where that can't be done."""
+        """Store ``value`` under ``key``, replacing any previous value; SaveError if that isn't possible."""
 
     @abc.abstractmethod
     def get(self, key: Digest) -> Any:
-        """What is kept under ``key``, a copy that the caller may change; KeyError if nothing is."""
+        """Return a copy of the value under ``key``, which the caller may change; KeyError if there is none."""
 
     def _contains(self, key: Digest) -> bool:
         try:
@@ -203,21 +203,21 @@ class StorageBackend(KeyManagement):
 
 
 class ValueStorage(KeyManagement):
-    """Keeps values under their digests."""
+    """A storage that keeps values under their digests."""
 
     @abc.abstractmethod
     def save(self, value: Any, key: Digest | None = None) -> Digest:
-        """Keep a value, under its digest or under ``key``; SaveError, Indigestible where that can't be done."""
+        """Store a value under its digest or under ``key``; SaveError or Indigestible if that isn't possible."""
 
     @abc.abstractmethod
     def load(self, key: Digest | str) -> Any:
-        """The value with this digest; KeyError if it isn't there."""
+        """Return the value with this digest; KeyError if there is none."""
 
     def keep(self, value: Any, key: Digest) -> Digest:
-        """Keep a value beside others that have the same digest; gives the key under which it loads as it is.
+        """Store a value whose digest other values may have; return the key that loads exactly this value.
 
-        A dict in another order has the same digest, and so has what a class's ``__digest__`` says so of. The first is
-        kept under the digest; one that differs from it gets a key of its own.
+        Dicts in another order have the same digest, and so may objects whose class defines ``__digest__``. The first
+        such value is stored under the digest; one that differs from it gets a key of its own.
         """
         wanted = _exactly(value)
         try:
@@ -236,31 +236,31 @@ class ValueStorage(KeyManagement):
 
 
 class CallStorage(KeyManagement):
-    """Keeps calls under their keys."""
+    """A storage that keeps calls under their keys."""
 
-    #: Bytes of JSON up to which arguments and results go into the record; 0: none do.
+    #: The most bytes of JSON that an argument or result in the record may take; 0: the record contains none.
     inline_limit: int = 0
-    #: Finds calls and values, where the records lie in files.
+    #: The index of calls and values, if the records are in files.
     index: Index | None = None
 
     @abc.abstractmethod
     def save(self, call: DigestedCall) -> Digest:
-        """Keep a call, in place of one with the same key; SaveError where that can't be done."""
+        """Store a call, replacing one with the same key; SaveError if that isn't possible."""
 
     @abc.abstractmethod
     def load(self, key: Digest | str) -> DigestedCall:
-        """The call with this key; KeyError if it isn't there."""
+        """Return the call with this key; KeyError if there is none."""
 
     @abc.abstractmethod
     def query(self, template: QueryCall) -> Iterable[DigestedCall]:
-        """Calls that fit a pattern."""
+        """Return the calls that match a pattern."""
 
     def peek(self, key: Digest) -> DigestedCall:
-        """:meth:`load` for a caller who changes nothing of it, and gives the full key."""
+        """Return the call with this full key, like :meth:`load`, for a caller that doesn't change it."""
         return self.load(key)
 
     def inline(self, value: Any) -> bytes | None:
-        """A value as tagged JSON, if it is so small that it goes into the record of its call; else None."""
+        """Return a value as tagged JSON if it is small enough for the record of its call, otherwise None."""
         kind = type(value)
         if kind in {str, bytes, list, tuple, dict, set} and len(value) > self.inline_limit:
             return None
@@ -271,7 +271,7 @@ class CallStorage(KeyManagement):
         return text if 0 < len(text) <= self.inline_limit else None
 
     def inlined(self, key: Digest) -> Any:
-        """A value that lies in a record; KeyError if none has it."""
+        """Return a value that a record contains, by its digest; KeyError if no record has it."""
         if self.index is not None:
             text = self.index.inlined(key)
         else:
@@ -281,7 +281,7 @@ class CallStorage(KeyManagement):
         return decode_json(text)
 
     def expand_inlined(self, prefix: str) -> Digest:
-        """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
+        """Return the digest with this prefix of a value that a record contains; KeyError if there is none."""
         if len(prefix) < SHORTEST_PREFIX:
             raise KeyError(prefix)
         if self.index is not None:
@@ -289,11 +289,11 @@ class CallStorage(KeyManagement):
         return _combine_expand(prefix, {key for values in self._inlines() for key in values if key.startswith(prefix)})
 
     def _inlines(self) -> Iterator[Mapping[Digest, bytes]]:
-        """The values in each record, where there is no index."""
+        """Yield the values in each record, for storages without an index."""
         return (call.inline for call in self.query(QueryCall())) if self.inline_limit else iter(())
 
     def transform(self, function: Callable[[DigestedCall], DigestedCall] | None = None) -> None:
-        """Replace every call by what ``function`` makes of it (None: itself), under the key that that has."""
+        """Replace every call with the result of ``function`` (None: the call itself), under the result's key."""
         for key in tuple(self.list()):
             try:
                 call = self.load(key)
@@ -306,7 +306,7 @@ class CallStorage(KeyManagement):
 
 
 def _exactly(value: Any) -> bytes:
-    """A hash that tells a value from others with its digest; never the same twice for what can't be pickled."""
+    """Return a hash that distinguishes values with the same digest; random for a value that can't be pickled."""
     try:
         return sha256(pickle.dumps(value, protocol=5), usedforsecurity=False).digest()
     except Exception:  # noqa: BLE001 - pickling runs any class's code
@@ -314,42 +314,42 @@ def _exactly(value: Any) -> bytes:
 
 
 class ValueMixin(ValueStorage, StorageBackend):
-    """A value storage from a backend's puts and gets."""
+    """A value storage made from a backend's ``put`` and ``get``."""
 
     def _keep_whole(self, value: Any, key: Digest) -> Digest:
         with self._operation_context(key):
-            return self.put(value, key)  # not taken apart: a Digest in it is itself a value
+            return self.put(value, key)  # not taken apart, since a Digest in it is itself a value
 
     def save(self, value: Any, key: Digest | None = None) -> Digest:
-        """Keep a value, under its digest or under ``key``."""
+        """Store a value under its digest or under ``key``."""
         if key is None:
             key = digest(value)
         with self._operation_context(key):
             return self.put(value, key)
 
     def load(self, key: Digest | str) -> Any:
-        """The value with this digest, or with the one digest that has this prefix; KeyError if it isn't there."""
+        """Return the value with this digest or unambiguous prefix; KeyError if there is none."""
         with self._operation_context(key, intent=Intent.READ):
             return self.get(self._normalize_key(key))
 
 
 class CallMixin(CallStorage, StorageBackend):
-    """A call storage from a backend's puts and gets."""
+    """A call storage made from a backend's ``put`` and ``get``."""
 
     def save(self, call: DigestedCall) -> Digest:
-        """Keep a call, in place of one with the same key."""
+        """Store a call, replacing one with the same key."""
         key = call.to_lookup_key()
         with self._operation_context(key):
             return self.put(call, key)
 
     def load(self, key: Digest | str) -> DigestedCall:
-        """The call with this key, or with the one key that has this prefix; KeyError if it isn't there."""
+        """Return the call with this key or unambiguous prefix; KeyError if there is none."""
         with self._operation_context(key, intent=Intent.READ):
             call: DigestedCall = self.get(self._normalize_key(key))
             return call
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
-        """Calls that fit a pattern, by looking at all of them."""
+        """Yield the calls that match a pattern; every call is loaded."""
         matches = template.matcher()
         for key in tuple(self.list()):
             try:

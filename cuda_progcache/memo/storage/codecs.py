@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as bytes and back.
+"""Codecs: conversion of values to bytes and back.
 
-Three codecs are safe: reading them runs nobody's code. ``bytes`` is the bytes themselves, ``npy`` NumPy's format of
-an array without objects, ``json`` what :mod:`~cuda_progcache.memo.tagged_json` takes. ``pickle`` takes any value, and
-runs what it is told on reading: only a storage that asked for it reads it, from a directory that nobody else can write
-or with a signature.
+Three codecs are safe, since decoding never runs code from the data. ``bytes`` is the bytes themselves, ``npy`` is
+NumPy's format for an array without objects, and ``json`` is :mod:`~cuda_progcache.memo.tagged_json`. ``pickle`` takes
+any picklable value, but decoding may run code from the data. Only a storage that asked for it decodes it, and only if
+the data is signed or nobody else can write to the directory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from cuda_progcache.memo.tagged_json import (
     to_npy,
 )
 
-#: Codecs whose reading runs nobody's code.
+#: Codecs whose decoding never runs code from the data.
 SAFE = frozenset({"bytes", "json", "npy"})
 
-# Containers that were taken apart.
+# Tagged JSON for containers that were taken apart.
 WRITERS[DigestedIterable] = lambda value: (f"taken {type(value.items).__name__}", plain(list(value.items)))
 WRITERS[DigestedDict] = lambda value: ("taken dict", plain([list(pair) for pair in value.items.items()]))
 READERS["taken list"] = lambda content: DigestedIterable(each(content))
@@ -42,7 +42,7 @@ READERS["taken dict"] = lambda content: DigestedDict(pairs(content))
 
 
 def encode(value: Any, codec: str = "safe") -> tuple[str, bytes]:
-    """A value as a codec's name and bytes; with ``codec="pickle"`` also what no safe codec takes. Else SaveError."""
+    """Return a codec's name and the encoded value; SaveError if no safe codec, or with "pickle" no codec, takes it."""
     if type(value) is bytes:
         return "bytes", value
     if is_plain_array(value):
@@ -59,7 +59,7 @@ def encode(value: Any, codec: str = "safe") -> tuple[str, bytes]:
 
 
 def decode(codec: str, payload: bytes) -> Any:
-    """The value of these bytes; ValueError or whatever the codec raises where they aren't what it wrote."""
+    """Return the value that bytes encode; ValueError or whatever the codec raises if the codec didn't write them."""
     if codec == "bytes":
         return payload
     if codec == "json":
@@ -67,19 +67,19 @@ def decode(codec: str, payload: bytes) -> Any:
     if codec == "npy":
         return from_npy(payload)
     if codec == "pickle":
-        return pickle.loads(payload)  # noqa: S301 - the storage has seen to it that it may
+        return pickle.loads(payload)  # noqa: S301 - the storage has checked that the data is trusted
     raise ValueError(f"unknown codec {codec!r}")
 
 
 def sign(secret: bytes, key: str, codec: str, payload: bytes) -> str:
-    """HMAC-SHA256 over key, codec and payload, hexadecimal: a signed payload can't be put under another key."""
+    """Return the HMAC-SHA256 of key, codec and payload in hexadecimal; a payload can't be moved to another key."""
     state = hmac.new(secret, f"{len(key)} {key} {len(codec)} {codec} ".encode(), hashlib.sha256)
     state.update(payload)
     return state.hexdigest()
 
 
 def is_signed(secret: bytes, key: str, codec: str, payload: bytes, signature: object) -> bool:
-    """Whether ``signature`` is that of key, codec and payload."""
+    """Return whether ``signature`` is the signature of key, codec and payload."""
     return isinstance(signature, str) and hmac.compare_digest(
         sign(secret, key, codec, payload).encode(), signature.encode("utf-8", "replace")
     )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storages of files: the truth about values and calls, one file each.
+"""Storages in files, with one file per value or call. The files are authoritative; indexes are derived from them.
 
-A value's file is a line of JSON about it and the bytes that its codec made::
+A value's file is a JSON header line followed by the bytes that the codec made::
 
     {"format":1,"key":"<64 hex>","codec":"npy","length":928,"checksum":"<32 hex>"}
     ...928 bytes...
 
-with ``"signature"`` (HMAC-SHA256 over key, codec and bytes) where the storage has a secret. A call's file is described
-in :mod:`~cuda_progcache.memo.storage.records`. Damage of any kind is a miss, set aside and counted.
+If the storage has a secret, the header also has a ``"signature"`` (HMAC-SHA256 over key, codec and bytes). A call's
+file is described in :mod:`~cuda_progcache.memo.storage.records`. A damaged file is a miss; it is set aside and counted.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ from cuda_progcache.memo.storage.tree import FileTree, Signature
 from cuda_progcache.memo.tagged_json import SaveError
 
 FORMAT = 1
-#: Bytes of JSON up to which a value goes into the record of its call.
+#: The most bytes of JSON that a value in the record of its call may take.
 INLINE_LIMIT = 1024
-#: How many records are remembered, and how many bytes these may have.
+#: How many records are cached, and how many bytes each may have.
 _MOST_READ, _SMALL = 1000, 4096
 _serial = itertools.count()
 
 
 @dataclass(frozen=True)
 class FileBackend(StorageBackend):
-    """Files by digest below a directory.
+    """A backend that keeps files by digest below a directory.
 
     Attributes
     ----------
     root : str or path
-        Made, for this user alone, when the first file is written.
+        The directory; created for this user only, when the first file is written.
     secret : bytes, optional
-        Signs what is written; what isn't signed with it isn't read.
+        Signs the files that are written; files not signed with it aren't read.
     """
 
     root: str | os.PathLike[str]
@@ -79,15 +79,15 @@ class FileBackend(StorageBackend):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.__post_init__()  # what is derived, and this process's
+        self.__post_init__()  # derived attributes and the state of this process
 
     @property
     def counters(self) -> Counter[str]:
-        """What went wrong in this process: ``corrupt``, ``refused``, ``read_errors``."""
+        """Counts of failures in this process: ``corrupt``, ``refused``, ``read_errors``, ``undecodable``."""
         return self.tree.counters
 
     def list(self) -> Iterable[Digest]:
-        """Every key."""
+        """Return every key."""
         return tuple(self.tree.keys())
 
     def _contains(self, key: Digest) -> bool:
@@ -110,17 +110,17 @@ class FileBackend(StorageBackend):
 
 @dataclass(frozen=True)
 class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend):
-    """Values as files.
+    """A storage that keeps values in files.
 
     Attributes
     ----------
     root, secret
         See :class:`FileBackend`.
     remaining_depth : float
-        What is less deep than this stays in its container (:class:`DestructuringMixin`); as a rule everything.
+        An element less deep than this stays in its container (:class:`DestructuringMixin`). By default all do.
     codec : {"safe", "pickle"}
-        ``pickle`` takes what no safe codec takes. It is read only where this says so, and only if nobody else can
-        write here or ``secret`` has signed it.
+        With ``pickle``, values that no safe codec takes are pickled, and pickles are read if they are signed with
+        ``secret`` or, without a secret, if nobody else can write to the directory.
     """
 
     remaining_depth: float = float("inf")
@@ -134,7 +134,7 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             raise ValueError(f"codec must be 'safe' or 'pickle', got {self.codec!r}")
 
     def save(self, value: Any, key: Digest | None = None) -> Digest:
-        """Keep a value, under its digest or under ``key``; SaveError where no codec takes it, or the disk is full."""
+        """Store a value under its digest or ``key``; SaveError if no codec takes it or it can't be written."""
         return super().save(value, key)
 
     def put(self, value: Any, key: Digest) -> Digest:
@@ -151,7 +151,7 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
         return key
 
     def get(self, key: Digest) -> Any:
-        """Read the file of a value; KeyError where it is missing, damaged or not to be trusted."""
+        """Read the file of a value; KeyError if it is missing, damaged or not trusted."""
         data = self.tree.read(key)
         line, _, payload = data.partition(b"\n")
         try:
@@ -165,14 +165,14 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
         if not self._may_read(key, codec, payload, head.get("signature")):
             if not self.counters["refused"] and self.codec == "pickle" and self.secret is None:
                 warn(
-                    f"pickled values in {self.root} are ignored: others can write there, and unpickling may run what "
-                    "they wrote (chmod go-w, or set a secret)", RuntimeWarning,
+                    f"pickled values in {self.root} are ignored: others can write there, and unpickling may run their "
+                    "code; run chmod go-w, or set a secret", RuntimeWarning,
                 )  # fmt: skip
             self.counters["refused"] += 1
             raise KeyError(key)
         try:
             return codecs.decode(codec, payload)
-        except Exception:  # noqa: BLE001 - unpickling may raise anything, as when a class is gone since: counted, a miss
+        except Exception:  # noqa: BLE001 - unpickling may raise anything, for example if a class is gone
             self.counters["undecodable"] += 1
             raise KeyError(key) from None
 
@@ -183,7 +183,7 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
         return codec in codecs.SAFE or (self.codec == "pickle" and self.tree.is_private(key))
 
     def pin(self, keys: Iterable[Digest]) -> Callable[[], object]:
-        """Keep values of a call in flight from garbage collection, in every process, until the result is called."""
+        """Protect values from garbage collection by any process; return a function that ends the protection."""
         path = f"{self.root}/pins/{current_owner()}.{threading.get_ident()}-{next(_serial)}"
         content = "".join(f"{key}\n" for key in keys).encode()
         try:
@@ -191,13 +191,13 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             file_system.write_new(path, content, mode=0o644, sync=False)
         except OSError:
-            return lambda: None  # read-only or full: then no value is stored either
+            return lambda: None  # read-only or full, so no value is stored either
         return functools.partial(file_system.unlink_quietly, path)
 
     def pinned(self) -> tuple[set[Digest], float | None]:
-        """Values of calls in flight, and when the first of them was pinned (seconds since the epoch; None: no call).
+        """Return the values of calls in flight, and the time of the first pin.
 
-        Pins of processes that are known to be dead are removed.
+        The time is in seconds since the epoch, or None if there are no pins. Pins of dead processes are removed.
         """
         found: set[Digest] = set()
         since: float | None = None
@@ -214,13 +214,13 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             try:
                 data, status = file_system.read_regular(f"{directory}/{name}")
             except OSError:
-                continue  # released just now: its record is there
+                continue  # just released, so its call has been recorded or abandoned
             found.update(map(Digest, (data or b"").decode("ascii", "replace").split()))
             since = status.st_mtime if since is None else min(since, status.st_mtime)
         return found, since
 
     def written_since(self, key: Digest, since: float) -> bool:
-        """Whether a value that was put away had been written after this time, to a second."""
+        """Return whether a value that was put away had been written after this time, give or take a second."""
         path = self.tree.path(key)
         try:
             return os.stat(f"{os.path.dirname(path)}/.{key}.away").st_mtime >= since - 1
@@ -228,7 +228,7 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             return False
 
     def put_away(self, key: Digest) -> bool:
-        """Take a value out, so that :meth:`put_back` can undo it; False if it isn't there."""
+        """Hide a value, which :meth:`put_back` can undo; return False if there is no such value."""
         path = self.tree.path(key)
         try:
             file_system.replace(path, f"{os.path.dirname(path)}/.{key}.away")
@@ -242,25 +242,26 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
         try:
             file_system.replace(f"{os.path.dirname(path)}/.{key}.away", path)
         except OSError:
-            self.counters["read_errors"] += 1  # written again meanwhile and swept by another: a miss at worst
+            self.counters["read_errors"] += 1  # written again and swept by another process; a miss at worst
 
     def throw_away(self, key: Digest) -> None:
-        """Remove what :meth:`put_away` took out."""
+        """Remove a value that :meth:`put_away` has hidden."""
         file_system.unlink_quietly(f"{os.path.dirname(self.tree.path(key))}/.{key}.away")
 
 
 @dataclass(frozen=True)
 class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
-    """Calls as files, with an index over them for queries.
+    """A storage that keeps calls in files, with an index for queries.
 
     Attributes
     ----------
     root, secret
         See :class:`FileBackend`.
     inline_limit : int
-        Bytes of JSON up to which arguments and results go into the record; such a call is one file.
+        The most bytes of JSON that an argument or result in the record may take. A call with small values only is one
+        file.
     index : Index
-        Derived from the files; may be removed at any time.
+        Derived from the files; its database may be removed at any time.
     """
 
     inline_limit: int = INLINE_LIMIT
@@ -271,26 +272,26 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # An index isn't signed: where records have to be, it is kept out of others' reach, in memory.
+        # An index isn't signed. If records must be signed, it is kept in memory, where others can't change it.
         object.__setattr__(self, "_read", {})
         object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite" if self.secret is None else None))
 
     def put(self, value: DigestedCall | Call, key: Digest) -> Digest:
-        """Write the record of a call; of one with live values their digests alone."""
+        """Write the record of a call; live values are recorded by their digests only."""
         if isinstance(value, Call):
             value = value.digest()
         self._write(key, records.seal(records.encode(value, key), key, self.secret), f"the call of {value.name}")
         return key
 
     def get(self, key: Digest) -> DigestedCall:
-        """Read the record of a call; KeyError where it is missing, damaged or not to be trusted."""
+        """Read the record of a call; KeyError if it is missing, damaged or not trusted."""
         record = self.record(key)
         if record is None:
             raise KeyError(key)
         return records.decode(record)
 
     def peek(self, key: Digest) -> DigestedCall:
-        """The call under ``key``, for a caller who changes nothing of it; remembered while its file stays as it is."""
+        """Return the call under ``key``, for a caller that doesn't change it; cached while its file is unchanged."""
         try:
             status = os.lstat(self.tree.path(key))
         except FileNotFoundError:
@@ -301,7 +302,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         known = self._read.get(key)
         if known is not None and known[0] == signature:
             return known[1]
-        settled = file_system.is_settled(status, time.time_ns())  # asked before it is read
+        settled = file_system.is_settled(status, time.time_ns())  # must precede the read
         call = self.get(key)
         if settled and status.st_size <= _SMALL:
             if len(self._read) >= _MOST_READ:
@@ -311,13 +312,13 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
 
     @property
     def leases(self) -> str:
-        """Where processes agree who runs a call; made by who takes the first lease, but not its parent."""
-        with contextlib.suppress(OSError):  # read-only or full: there will be no leases
+        """The directory of leases, which the first lease creates; its parent is created at this access."""
+        with contextlib.suppress(OSError):  # read-only or full, so there will be no leases
             self.tree.make_root()
         return f"{self.root}/leases"
 
     def record(self, key: Digest) -> bytes | None:
-        """The JSON of a record; None where it is missing, damaged or not to be trusted."""
+        """Return the JSON of a record; None if it is missing, damaged or not trusted."""
         try:
             data = self.tree.read(key)
         except KeyError:
@@ -331,18 +332,18 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         return None
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
-        """Calls that fit a pattern, through the index."""
+        """Yield the calls that match a pattern, found through the index."""
         with self._operation_context("", intent=Intent.READ):
             yield from self.index.query(template)
 
-    # What the index reads
+    # The source of the index
 
     def shards(self) -> dict[str, int]:
-        """Shard directories and their mtimes (ns)."""
+        """Return the shard directories and their mtimes (ns)."""
         return self.tree.shards()
 
     def scan(self, shard: str) -> dict[Digest, Signature]:
-        """Records of a shard as they are now."""
+        """Return the present records of a shard, each with its signature."""
         return self.tree.scan(shard)
 
     settled = staticmethod(FileTree.settled)

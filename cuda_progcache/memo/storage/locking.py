@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixins that let one thread at a time do something with a storage, or with one key of it.
+"""Mixins that serialize a storage's writers, per key or altogether.
 
-They are for threads of one process: files are safe from other processes by being replaced whole. Locks are left out
-when a storage is pickled, and a forked child gets new ones.
+They work between the threads of one process; between processes, files are safe because they are replaced atomically.
+Locks aren't pickled with a storage, and a forked child gets new ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class KeyLocks:
-    """A reentrant lock per key, there only while somebody holds it or waits for it."""
+    """A reentrant lock per key, which exists only while a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self._table = ForkSafeLock()
@@ -29,7 +29,7 @@ class KeyLocks:
         forks.in_child(self.renew)
 
     def renew(self) -> None:
-        """Forget every lock: in a forked child nobody holds one."""
+        """Forget every lock, since no thread of a forked child holds one."""
         self._locks: dict[str, list[Any]] = {}
 
     def __reduce__(self) -> tuple[type[KeyLocks], tuple[()]]:
@@ -39,7 +39,7 @@ class KeyLocks:
         return type(self)()
 
     def acquire(self, key: str) -> None:
-        """Wait until the key is ours."""
+        """Wait for a key's lock and acquire it."""
         with self._table:
             entry = self._locks.get(key)
             if entry is None:
@@ -48,11 +48,11 @@ class KeyLocks:
         entry[0].acquire()
 
     def release(self, key: str) -> None:
-        """Let the key go."""
+        """Release a key's lock."""
         with self._table:
             entry = self._locks.get(key)
             if entry is None:
-                return  # taken before a fork, by the parent
+                return  # acquired in the parent, before a fork
             entry[1] -= 1
             if not entry[1]:
                 del self._locks[key]
@@ -60,7 +60,7 @@ class KeyLocks:
 
 
 def locks_of(owner: object) -> KeyLocks:
-    """The locks of a storage or cache; in its ``__dict__``, where a frozen dataclass doesn't look."""
+    """Return the locks of a storage or cache; they are in its ``__dict__``, but aren't fields of the dataclass."""
     found = owner.__dict__.get("_key_locks")
     if found is None:
         found = owner.__dict__.setdefault("_key_locks", KeyLocks())
@@ -68,9 +68,9 @@ def locks_of(owner: object) -> KeyLocks:
 
 
 class PerKeyLocks(OperationContext):
-    """Writers of one key wait for each other, those of different keys don't; readers wait for nobody.
+    """A mixin with a lock per key: writers of the same key wait for each other, readers never wait.
 
-    Goes before the storage in the bases: ``class Mine(PerKeyLockMixin, ValueMixin, Backend)``.
+    List it before the storage in the bases: ``class Mine(PerKeyLockMixin, ValueMixin, Backend)``.
     """
 
     def _operation_context(
@@ -84,7 +84,7 @@ class PerKeyLocks(OperationContext):
 
 
 class PerKeyLockMixin(PerKeyLocks):
-    """:class:`PerKeyLocks` to go before a storage, also before one that has them already."""
+    """:class:`PerKeyLocks` under a name that can be listed before a storage that already derives from it."""
 
 
 class _Locked:
@@ -115,7 +115,7 @@ class _Locked:
 
 
 class SerializingMixin(PerKeyLocks):
-    """One writer at a time, whatever the key; readers wait for nobody."""
+    """A mixin with one lock for all keys: there is one writer at a time, readers never wait."""
 
-    def _locked_name(self, key: Digest | str) -> str:  # noqa: ARG002 - one for all
+    def _locked_name(self, key: Digest | str) -> str:  # noqa: ARG002 - one lock for all keys
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storages in this process's memory."""
+"""Storages in memory."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _IMMUTABLE = frozenset({int, float, str, bytes, bool, type(None), complex, Diges
 
 @dataclass(frozen=True)
 class MemoryBackend(StorageBackend):
-    """A dict; what is put in and what is got are copies.
+    """A backend that keeps values in a dict; ``put`` and ``get`` copy them.
 
     Attributes
     ----------
     storage : dict
-        Made by the caller, who may share it between storages.
+        Provided by the caller, who may share it between storages.
     """
 
     storage: dict[Digest, Any]
 
-    # A storage is itself, not its content: frozen dataclasses would hash the dict.
+    # A storage is hashed by identity; the hash of a frozen dataclass would hash the dict.
     __hash__ = object.__hash__
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -44,11 +44,11 @@ class MemoryBackend(StorageBackend):
             )
 
     def list(self) -> Iterable[Digest]:
-        """Every key."""
+        """Return every key."""
         return tuple(self.storage)
 
     def put(self, value: Any, key: Digest) -> Digest:
-        """Keep a copy of ``value``; SaveError where it can't be copied."""
+        """Store a copy of ``value``; SaveError if it can't be copied."""
         try:
             self.storage[key] = value if type(value) in _IMMUTABLE else deepcopy(value)
         except Exception as error:
@@ -56,7 +56,7 @@ class MemoryBackend(StorageBackend):
         return key
 
     def get(self, key: Digest) -> Any:
-        """A copy of what is kept under ``key``."""
+        """Return a copy of the value under ``key``."""
         value = self.storage[key]
         return value if type(value) in _IMMUTABLE else deepcopy(value)
 
@@ -69,7 +69,7 @@ class MemoryBackend(StorageBackend):
 
 @dataclass(frozen=True)
 class ValueMemory(PerKeyLocks, DestructuringMixin, ValueMixin, MemoryBackend):
-    """Values in a dict: ``ValueMemory({})``."""
+    """A storage that keeps values in a dict: ``ValueMemory({})``."""
 
     __hash__ = object.__hash__
 
@@ -79,7 +79,7 @@ def _copied_call(call: DigestedCall) -> DigestedCall:
 
 
 def _copied(value: Any) -> Any:
-    """A deep copy; of JSON values, which metadata is as a rule, at a tenth of :func:`copy.deepcopy`'s time."""
+    """Return a deep copy; for JSON values, as in most metadata, it takes a tenth of :func:`copy.deepcopy`'s time."""
     kind = type(value)
     if kind is dict:
         return {key: _copied(item) for key, item in value.items()}
@@ -90,20 +90,20 @@ def _copied(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class CallMemory(PerKeyLocks, CallMixin, MemoryBackend):
-    """Calls in a dict: ``CallMemory({})``."""
+    """A storage that keeps calls in a dict: ``CallMemory({})``."""
 
     __hash__ = object.__hash__
 
     def put(self, value: DigestedCall, key: Digest) -> Digest:
-        """Keep a copy of a call."""
+        """Store a copy of a call."""
         self.storage[key] = _copied_call(value)
         return key
 
     def get(self, key: Digest) -> DigestedCall:
-        """A copy of the call under ``key``."""
+        """Return a copy of the call under ``key``."""
         return _copied_call(self.storage[key])
 
     def peek(self, key: Digest) -> DigestedCall:
-        """The call under ``key`` itself, for a caller who changes nothing of it."""
+        """Return the call under ``key`` without copying it, for a caller that doesn't change it."""
         call: DigestedCall = self.storage[key]
         return call

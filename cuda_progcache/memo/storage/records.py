@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call's record as a file.
+"""The file format of a call's record.
 
-It is one JSON object, with a checksum in front::
+A file is one JSON object, which begins with a checksum::
 
     {
         "checksum": "<32 hex>",
@@ -17,9 +17,9 @@ It is one JSON object, with a checksum in front::
         },
     }
 
-The checksum is XXH3-128 over the record's bytes; where the storage has a secret, ``"signature"`` (HMAC-SHA256 over key
-and record) follows it. ``inline`` holds values small enough to need no file, as tagged JSON; ``unstored`` names
-arguments of which only the digest is kept.
+The checksum is the XXH3-128 of the record's bytes. If the storage has a secret, ``"signature"`` (HMAC-SHA256 over key
+and record) follows the checksum. ``inline`` holds values that are small enough to need no file, as tagged JSON;
+``unstored`` names the arguments of which only the digest is kept.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _CODEC = "record"
 
 
 class DamagedRecordError(ValueError):
-    """Not a record as it was written; never leaves the storage: it is a miss."""
+    """A record is damaged. The storage catches this and treats the record as a miss."""
 
 
 class RefusedRecordError(ValueError):
-    """A record that isn't signed with the storage's secret; never leaves the storage: it is a miss."""
+    """A record isn't signed with the storage's secret. The storage catches this and treats the record as a miss."""
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """The fields of a record as JSON has them; see :class:`~cuda_progcache.memo.call.DigestedCall`."""
+    """The JSON fields of a record; see :class:`~cuda_progcache.memo.call.DigestedCall`."""
 
     format: int
     key: str
@@ -76,7 +76,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def encode(call: DigestedCall, key: Digest) -> bytes:
-    """A call as the JSON of its record; SaveError where it holds what JSON can't."""
+    """Return a call's record as JSON; SaveError if the call contains values that JSON can't represent."""
     record = Record(
         FORMAT, key, call.name, dict(call.arguments), call.module, call.version, call.code_digest, call.result,
         call.metadata or {},
@@ -91,7 +91,7 @@ def encode(call: DigestedCall, key: Digest) -> bytes:
 
 
 def decode(text: bytes) -> DigestedCall:
-    """The call in the JSON of a record; DamagedRecordError where it is none."""
+    """Return the call in the JSON of a record; DamagedRecordError if the text isn't a record."""
     try:
         record = _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -108,14 +108,14 @@ def decode(text: bytes) -> DigestedCall:
 
 
 def seal(record: bytes, key: str, secret: bytes | None) -> bytes:
-    """The file of a record."""
+    """Return the content of a record's file."""
     checksum = xxh3_128_hexdigest(record).encode()
     signature = b"" if secret is None else b'"signature":"%b",' % codecs.sign(secret, key, _CODEC, record).encode()
     return b"".join((_HEAD, checksum, b'",', signature, _RECORD, record, b"}\n"))
 
 
 def unseal(data: bytes, key: str, secret: bytes | None) -> bytes:
-    """The record in a file; DamagedRecordError, or RefusedRecordError where it isn't signed with ``secret``."""
+    """Return the record in a file's content; DamagedRecordError, or RefusedRecordError if ``secret`` didn't sign it."""
     place = data.find(_RECORD, len(_HEAD), 200)
     record = data[place + len(_RECORD) : -2]
     if place < 0 or not data.startswith(_HEAD) or data[-2:] != b"}\n":

@@ -134,7 +134,7 @@ class FleetLeases:
         self._wake = threading.Event()
         self._failures = 0
         self._failing_since: float | None = None
-        self._suspected = self.down = self._refuses = False
+        self._suspected = self.down = self._refuses = self._is_closed = False
         self._rest = FIRST_REST
 
     @property
@@ -256,7 +256,7 @@ class FleetLeases:
     def suspect(self) -> None:
         """Start checking the server in the thread, since calls to it as a tier have failed."""
         with self._lock:
-            self._suspected = True
+            self._suspected, self._is_closed = True, False
             self._wake.set()
         self._start_heart()
 
@@ -314,6 +314,7 @@ class FleetLeases:
     def _hold(self, flight: str, token: str) -> None:
         with self._lock:
             self._held[flight] = token
+            self._is_closed = False
         self._start_heart()
 
     def _over(self, flight: str, token: str) -> None:
@@ -345,11 +346,15 @@ class FleetLeases:
                     self._heart = None
 
     def _beat(self) -> None:
-        """Renew held leases, and check a server that is out of order; ends when there has been neither for a while."""
+        """Renew held leases, and check a server that is out of order; ends when there is nothing to do for a while."""
         idle = 0
         while idle < 3:
             self._wake.wait(self._life / 3)
             if self._suspected and not self._well_again():
+                with self._lock:
+                    if self._is_closed and not self._held:
+                        self._heart = None
+                        return
                 continue
             with self._lock:
                 if not self._suspected:
@@ -382,9 +387,9 @@ class FleetLeases:
         return True
 
     def close(self) -> None:
-        """Close the connections; the leases can be used afterwards."""
+        """Close the connections, and check a server in trouble no longer; the leases can be used afterwards."""
         with self._lock:
-            client, self._client = self._client, None
+            client, self._client, self._is_closed = self._client, None, True
         if client is not None:
             client.close()
 

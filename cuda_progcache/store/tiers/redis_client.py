@@ -22,12 +22,13 @@ from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
-from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, is_readable
+from cuda_progcache.store.tiers.timed_sockets import connect, hurry, is_readable
 
 if TYPE_CHECKING:
     import socket
 
     from cuda_progcache.store.tiers.settings import TierSettings
+    from cuda_progcache.store.tiers.timed_tls import Tls
 
 R = TypeVar("R")
 
@@ -209,7 +210,11 @@ class RedisClient:
     def __init__(self, settings: TierSettings) -> None:
         self.name = settings.url
         self._settings = settings
-        self._tls = Tls(settings.ca_file) if settings.scheme == "rediss" else None
+        self._tls: Tls | None = None
+        if settings.scheme == "rediss":
+            from cuda_progcache.store.tiers.timed_tls import Tls
+
+            self._tls = Tls(settings.ca_file)
         self._connections = Connections(self._connect, _KEPT)
 
     def prepare(self) -> None:

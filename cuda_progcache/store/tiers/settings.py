@@ -39,7 +39,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 _SECRET = frozenset(_ENTRANCE)
 _PATHS = frozenset({"password_file", "token_file", "ca_file", "sign_key"})
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+#: A host name or an IPv6 address; names of buckets and containers are like host names.
+_HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}\Z")
 _DATABASE = re.compile(r"/?[0-9]{0,4}")

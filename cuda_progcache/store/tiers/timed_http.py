@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
-from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, left
+from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left
+from cuda_progcache.store.tiers.timed_tls import Tls
 
 if TYPE_CHECKING:
     from socket import socket

@@ -8,19 +8,21 @@ looking up a host name needs a thread, since the system call for it has no time-
 
 from __future__ import annotations
 
-import contextlib
 import encodings.idna  # noqa: F401 - socket.getaddrinfo would import it in a thread
 import errno
 import select
 import socket
-import ssl
 import threading
 import time
-from typing import Any
 
-from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.deadline import within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.store.tiers.timed_tls import Tls
 
 #: Seconds by which a wait may overrun.
 _CLOSE_ENOUGH = 0.02
@@ -60,63 +62,32 @@ def _bound(waiting: socket.socket) -> None:
         waiting.settimeout(seconds)
 
 
-class _Timed(socket.socket):
+class Timed(socket.socket):
     """The common part of sockets with and without TLS."""
 
     def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        """Receive within the request's deadline."""
         _bound(self)
         return super().recv(*args, **kwargs)
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        """Receive within the request's deadline."""
         _bound(self)
         return super().recv_into(*args, **kwargs)
 
     def send(self, *args: Any, **kwargs: Any) -> int:
+        """Send within the request's deadline."""
         _bound(self)
         return super().send(*args, **kwargs)
 
 
-class TimedSocket(_Timed):
+class TimedSocket(Timed):
     """A socket without TLS."""
 
     def sendall(self, *args: Any, **kwargs: Any) -> None:
         """Send all data within the request's deadline."""
         _bound(self)
         super().sendall(*args, **kwargs)
-
-
-class TimedTlsSocket(_Timed, ssl.SSLSocket):
-    """A socket with TLS, whose ``sendall`` calls ``send``."""
-
-
-class Tls:
-    """TLS to servers whose certificates are verified.
-
-    Parameters
-    ----------
-    ca_file : str or None
-        The trusted certificates (PEM); None: the system's.
-    """
-
-    def __init__(self, ca_file: str | None) -> None:
-        self._ca_file = ca_file
-        self._lock = ForkSafeLock()
-        self._context: ssl.SSLContext | None = None
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """The SSL context of timed sockets. It is made once, since reading the certificates takes some 20 ms."""
-        with self._lock:
-            if self._context is None:
-                context = ssl.create_default_context(cafile=self._ca_file)
-                context.sslsocket_class = TimedTlsSocket
-                self._context = context
-            return self._context
-
-    def prepare(self) -> None:
-        """Make the context before a request's time runs; where it can't be made, a connection says why."""
-        with contextlib.suppress(OSError):
-            _ = self.context
 
 
 def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> socket.socket:
@@ -127,16 +98,10 @@ def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> soc
     OSError
         None of them accepted the connection; TimeoutError if none did in time.
     """
-    context = None if tls is None else tls.context  # loaded before the time limit starts
+    if tls is not None:
+        _ = tls.context  # made before the time limit starts
     opened = _connected(host, port, seconds)
-    try:
-        return opened if context is None else context.wrap_socket(opened, server_hostname=host)
-    except BaseException as exc:
-        opened.close()
-        if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
-            why = "the server doesn't speak TLS: without it, use http://, redis:// or, with oci://, tls=no"
-            raise StoreError(errno.EPROTO, why) from exc
-        raise
+    return opened if tls is None else tls.wrap(opened, host)
 
 
 def _connected(host: str, port: int, seconds: float) -> TimedSocket:
@@ -166,12 +131,14 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
         return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
     except socket.gaierror:
         return within(until, lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
+    except UnicodeError as exc:
+        raise StoreError(errno.EADDRNOTAVAIL, f"{host!a} can't be a host name ({exc})") from exc
 
 
 def is_readable(sock: socket.socket, seconds: float = 0.0) -> bool:
     """Whether bytes, or the end of the connection, can be read within ``seconds``; true for a closed socket."""
     try:
-        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        if (pending := getattr(sock, "pending", None)) and pending():  # decrypted by TLS already
             return True
         if _poll is None:
             return bool(select.select([sock], [], [], max(seconds, 0.0))[0])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The template compiler: from Jinja2's nodes to a Python syntax tree to a code object.
+"""The template compiler: it turns Jinja2's nodes into a Python syntax tree, and the tree into a code object.
 
-`Compiler.compile` runs in three steps, each linear in the template's size: the `analysis` walks once over the nodes
-and notes scopes, loops, constants; the code generator (the classes of this package, one on top of the other) makes
-Python nodes; Python compiles these. What the code needs to run is in `cuda_progcache.templates.runtime`, where its
-interface is described.
+`Compiler.compile` has three steps, each linear in the template's size. First, `analysis` walks over the nodes once and
+records scopes, loops and constants. Then the code generator, a chain of classes in this package that derive from one
+another, creates Python nodes. Finally, Python compiles the nodes. `cuda_progcache.templates.runtime` has the runtime of
+the code and describes its interface.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pre-pass: one walk over a template's nodes that finds out what the code generator needs to know beforehand."""
+"""The analysis of a template before code generation: one walk over its nodes."""
 
 from __future__ import annotations
 
@@ -20,43 +20,51 @@ _FUNCTION_NAMES = frozenset({"self", "super"})
 
 
 class Analysis:
-    """Scopes, functions, loops, constants and blocks of a template.
+    """The scopes, functions, loops, constants and blocks of a template.
 
     Parameters
     ----------
     environment : jinja2.Environment
-        Its filters' and tests' signatures are read.
+        The environment, for the calling conventions of its filters and tests.
     static : collection of str
-        Names whose values are known.
+        The names whose values are known at compile time.
     hoist : bool
         Whether names may be looked up once per function, because the context is ours.
     inline_loops : bool
-        Whether ``loop`` may be taken apart.
+        Whether loop objects may be replaced by counters.
 
     Attributes
     ----------
     scopes : dict
-        ``(id of node, branch)`` to `Scope`.
+        The `Scope` of a node, by ``(id of node, branch)``.
     functions : dict
-        The id of a template, block, macro or call block to its `Function`.
+        The `Function` of a template, block, region, macro or call block, by the id of the node.
     loops : dict
-        The id of a ``For`` to its `Loop`; also the id of each ``loop.attribute`` that can be inlined.
+        The `Loop` of a ``For``, and of each attribute or call of ``loop`` that can be inlined, by the id of the node.
     constant : set of int
-        Ids of expressions whose value doesn't depend on a render.
+        The ids of expressions whose values don't depend on a render.
     blocks : dict
-        Block and region names to nodes, in the template's order.
+        The nodes of blocks and regions, by name, in the template's order.
     setup : jinja2.nodes.Template or None
-        The bodies of ``{% globals %}`` and ``{% imports %}``, one after the other.
+        The bodies of ``{% globals %}`` and ``{% imports %}``, in order.
+    assigned : set of str
+        All names that the template sets anywhere.
     set_in_loops : list of (Scope, str, int)
-        What loops' bodies set, and in which line.
+        The names that the bodies of loops set, with their lines.
     import_setup : jinja2.nodes.Template or None
-        The imports by a constant name at the template's top level, which a block rendered by itself needs, too.
+        The imports by a constant name at the template's top level; a block that is rendered alone needs these, too.
     references : dict
-        The templates that are included, imported or extended by a constant name, in order.
+        The names of the templates that are included, imported or extended by a constant name, in order.
     kept : set of str
-        Names whose values may be kept or compared: an undefined one has to be a new object each time.
+        The names whose values may be stored or compared; if one is undefined, each read needs a new undefined object.
+    imports : dict
+        The names that extensions import, in order.
+    extends : bool
+        Whether the template has an ``{% extends %}``.
+    modifies_eval_context : bool
+        Whether a statement of the template changes the eval context.
     fails : list of (str, int)
-        Messages of errors that the template has anyhow, with lines.
+        The errors found, as messages and lines.
     """
 
     def __init__(self, environment: Environment, static: Iterable[str], *, hoist: bool, inline_loops: bool) -> None:
@@ -94,7 +102,7 @@ class Analysis:
         if self._setup:
             self.setup = nodes.Template(self._setup, lineno=template.lineno)
             self._root(self.setup, self._setup, block=False)
-        for block in self._waiting:  # which grows meanwhile
+        for block in self._waiting:  # the list may grow in the loop
             self._root(block, block.body, block=True)
         imports = [node for node in template.body if _is_plain_import(node)]
         if imports:
@@ -124,7 +132,7 @@ class Analysis:
             self.visit(node)
 
     def visit(self, node: nodes.Node) -> bool:
-        """Visit a node; True if it is an expression of a constant value."""
+        """Visit a node; return whether it is an expression with a constant value."""
         try:
             method = _METHODS[type(node)]
         except KeyError:
@@ -132,7 +140,7 @@ class Analysis:
         return bool(method(self, node))
 
     def _inside(self, node: nodes.Node, branch: str = "", *, loop: bool = False, hoist: bool = True) -> Scope:
-        """Enter a scope of the node; the caller puts ``self._scope`` back."""
+        """Enter a scope of the node; the caller restores ``self._scope``."""
         outer = self._scope
         hoist = hoist and outer.hoist_inner
         self._scope = scope = Scope(outer, self._function, outer.level + 1, loop=loop, hoist=hoist, hoist_inner=hoist)
@@ -148,7 +156,7 @@ class Analysis:
         *,
         hoist: bool = True,
     ) -> None:
-        """Visit children in a scope of the node, which is given the targets."""
+        """Visit children in a new scope of the node; `targets` are the names that the scope is given."""
         outer, in_branch = self._scope, self._branch
         self._inside(node, branch, hoist=hoist)
         self._branch = 0
@@ -187,7 +195,7 @@ class Analysis:
                 function.special.add(name)
 
     def _givers(self, name: str) -> Sequence[Function]:
-        """Return the functions that give a special name a value of their own."""
+        """Return the functions that give a special name its value."""
         if name in _MACRO_NAMES:
             return self._macros
         return (self._function.outermost,) if name in _FUNCTION_NAMES else ()
@@ -223,13 +231,13 @@ class Analysis:
             reads[name] = reads.get(name, 0) + (2 if self._loops else 1)
 
     def _glance(self, node: nodes.Node) -> bool:
-        """Visit an expression whose value is looked at and not kept."""
+        """Visit an expression whose value is read but not stored."""
         if type(node) is not nodes.Name or node.ctx != "load":
             return self.visit(node)
         return self._look_up(node)
 
     def _glances(self, node: nodes.Node) -> bool:
-        """Visit an operator, which looks at its operands' values and keeps none."""
+        """Visit an operator, which reads the values of its operands but doesn't store them."""
         constant = True
         for child in node.iter_child_nodes():
             constant &= self._glance(child)
@@ -252,7 +260,7 @@ class Analysis:
         outer, in_branch = self._scope, self._branch
         self._branch = 0
         self._depth += 1
-        if node.test is not None:  # which may become a function of its own
+        if node.test is not None:  # the test may become a separate function
             self._scoped(node, [node.test], "test", [node.target], hoist=False)
         if node.else_:
             self._scoped(node, node.else_, "else", hoist=not node.recursive)
@@ -265,7 +273,7 @@ class Analysis:
         self.body(node.body)
         self._loops.pop()
         if loop.attributes & SIZING and node.test is not None:
-            loop.needs_object = True  # how many items pass the test is known only at the end
+            loop.needs_object = True  # the number of items that pass the test is known only at the end
         if loop.needs_object and (node.recursive or loop.attributes):
             scope.parameter("loop")
         self._depth -= 1
@@ -338,7 +346,7 @@ class Analysis:
         self._setup += node.body
 
     def _mention_loop(self) -> None:
-        """The loops around see the name, too: Jinja2 gives each of them a ``loop`` then, which an include would see."""
+        """Record that the enclosing loops have a ``loop``, too, as in Jinja2, because an include could see it."""
         for loop in self._loops[:-1]:
             loop.attributes.add("")
 
@@ -347,7 +355,7 @@ class Analysis:
         self._refer(node)
 
     def _refer(self, node: Any) -> None:
-        """Visit what names another template, and note the names that are written there."""
+        """Visit a reference to another template; record the name or names if they are constant."""
         template = node.template
         self.visit(template)
         parts = template.items if isinstance(template, (nodes.Tuple, nodes.List)) else [template]
@@ -449,7 +457,7 @@ class Analysis:
         return self._glances(node)
 
     def _own_loop(self, node: nodes.Node) -> Loop | None:
-        """The innermost loop, if a node is an attribute of its ``loop``."""
+        """Return the innermost loop if a node is an attribute of its ``loop``; otherwise None."""
         if type(node) is not nodes.Getattr or type(node.node) is not nodes.Name or node.node.name != "loop":
             return None
         loop = self._loops[-1] if self._loops else None
@@ -501,7 +509,7 @@ def _names(target: nodes.Node) -> list[nodes.Name]:
 
 
 def _is_plain_import(node: nodes.Node) -> bool:
-    """Whether a statement imports by a name that is written there."""
+    """Whether a statement imports a template by a constant name."""
     if not isinstance(node, (nodes.Import, nodes.FromImport)):
         return False
     return isinstance(node.template, nodes.Const) and isinstance(node.template.value, str)
@@ -546,7 +554,7 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
 
 
 def _inherited(kind: type[nodes.Node]) -> Callable[[Analysis, Any], object]:
-    """Return the method for a node type that isn't in the table itself: its base's, or a walk over its children."""
+    """Return the method for a node type that isn't in the table: that of a base class, or a walk over its children."""
     found: Callable[[Analysis, Any], object] = Analysis._never
     for base in kind.__mro__:
         if base in _METHODS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Expressions: from ``jinja2.nodes`` to Python's."""
+"""Code generation for expressions: from the nodes of ``jinja2.nodes`` to Python's."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ _COUNTED = {
     "revindex0": "($n if $n >= 0 else $of.length) - $i",
     "revindex": "($n if $n >= 0 else $of.length) - $i + 1",
 }
-"""What stands for attributes of ``loop``: over its counter, the number of items or -1, and what looks ahead then."""
+"""Code for the attributes of ``loop``.
+
+``$i`` is the counter, ``$n`` the number of items, or -1 if that is unknown, and ``$of`` the iterable, or a `LookAhead`
+if ``$n`` is -1.
+"""
 
 
 class Expressions(Folding):
-    """Code for expressions; each method takes a node and returns a Python expression."""
+    """The code generator for expressions; methods for nodes take a node and return a Python expression."""
 
     def fail(self, message: str, line: int) -> NoReturn:
-        """Raise the error of a template that is wrong."""
+        """Raise the error of an invalid template."""
         raise TemplateAssertionError(message, line, self.template_name, self.filename)
 
     def position(self, node: nodes.Node) -> str:
-        """Where a node stands, for people."""
+        """Return the position of a node as text for display."""
         where = f"line {node.lineno}"
         return where if self.template_name is None else f"{where} in {self.template_name!r}"
 
@@ -62,13 +66,13 @@ class Expressions(Folding):
         return made
 
     def waited(self, value: ast.expr) -> ast.expr:
-        """Return `value`, awaited if it is an awaitable, in an async environment."""
+        """Return `value`; in an async environment, with code that awaits an awaitable."""
         return self.code("await $auto_await($value)", value=value) if self.asynchronous else value
 
     # Names and constants
 
     def name(self, node: nodes.Name) -> ast.expr:
-        """A variable; where it isn't sure to have a value, with a look whether it has."""
+        """Return the code for a variable, with a check that it has a value unless that is certain."""
         name = node.name
         if name in self.static:
             return self.static_value(name)
@@ -85,7 +89,7 @@ class Expressions(Folding):
         return self.code("$undefined if $local is $missing else $local", local=local, undefined=self.undefined(name))
 
     def early(self, name: str) -> bool:
-        """Whether the undefined object of a name may be made once, where the name is looked up."""
+        """Return whether the undefined object of a name may be created once, when the name is looked up."""
         return self.settings.undefined_early and name not in self.analysis.kept
 
     def local(self, name: str) -> str:
@@ -97,46 +101,46 @@ class Expressions(Folding):
         return local
 
     def use_hoisted(self, scope: Scope | None, name: str, local: str | None) -> None:
-        """Note that a name which its function may look up where it begins is needed."""
+        """Record that a name is needed, if its function looks up the name at its start."""
         owner = scope.owner(name) if scope is not None and local is not None and local[:2] == "c_" else None
         if owner is not None:
             owner.function.used.add(name)
 
     def undefined(self, name: str, hint: str | None = None) -> ast.expr:
-        """Code for the undefined object of a name."""
+        """Return the code that creates the undefined object of a name."""
         hints = [] if hint is None else [self.constant(hint)]
         return self.code("environment.undefined($hints, name='$name')", hints=hints, name=name)
 
     def const(self, node: nodes.Const) -> ast.expr:
-        """A literal."""
+        """Return the code for a literal."""
         return self.literal(node.value)
 
     def data(self, node: nodes.TemplateData) -> ast.expr:
-        """Text of the template, safe by nature."""
+        """Return the code for text of the template, which is safe by definition."""
         if self.eval_ctx.volatile:
             return self.marked(self.constant(node.data))
         return self.literal(node.as_const(self.eval_ctx))
 
     def marked(self, value: ast.expr) -> ast.expr:
-        """`value` as markup if the moment's escaping says so."""
+        """Return code that makes `value` markup if escaping is on at that point of the render."""
         return self.code("($Markup if $ctx.eval_ctx.autoescape else $identity)($value)", value=value)
 
     def tuple_(self, node: nodes.Tuple) -> ast.expr:
-        """A tuple."""
+        """Return the code for a tuple."""
         return self.tuple_of([self.expr(item) for item in node.items])
 
     def list_(self, node: nodes.List) -> ast.expr:
-        """A list."""
+        """Return the code for a list."""
         return ast.List([self.expr(item) for item in node.items], ast.Load(), lineno=self.line, col_offset=0)
 
     def dict_(self, node: nodes.Dict) -> ast.expr:
-        """A dict."""
+        """Return the code for a dict."""
         return self.dict_of([(self.expr(item.key), self.expr(item.value)) for item in node.items])
 
     # Operators
 
     def binary(self, node: nodes.BinExpr) -> ast.expr:
-        """``+ - * / // % **``, ``and``, ``or``."""
+        """Return the code for ``+ - * / // % **``, ``and`` and ``or``."""
         left, right = self.expr(node.left), self.expr(node.right)
         operator = node.operator
         if operator in self.settings.intercepted_binops:
@@ -147,7 +151,7 @@ class Expressions(Folding):
         return ast.BoolOp(BOOLEAN[operator], [left, right], lineno=self.line, col_offset=0)
 
     def unary(self, node: nodes.UnaryExpr) -> ast.expr:
-        """``not``, ``-`` and ``+``."""
+        """Return the code for ``not``, ``-`` and ``+``."""
         operand = self.expr(node.node)
         operator = node.operator
         if operator in self.settings.intercepted_unops:
@@ -155,28 +159,28 @@ class Expressions(Folding):
         return ast.UnaryOp(UNARY[operator], operand, lineno=self.line, col_offset=0)
 
     def comparison(self, node: nodes.Compare) -> ast.expr:
-        """A chain of comparisons."""
+        """Return the code for a chain of comparisons."""
         left = self.expr(node.expr)
         comparators = [self.expr(operand.expr) for operand in node.ops]
         ops = [COMPARE[operand.op] for operand in node.ops]
         return ast.Compare(left, ops, comparators, lineno=self.line, col_offset=0)
 
     def concat(self, node: nodes.Concat) -> ast.expr:
-        """``a ~ b``."""
+        """Return the code for ``a ~ b``."""
         parts = [self.expr(part) for part in node.nodes]
         if self.eval_ctx.volatile:
             join = self.code("$markup_join if $ctx.eval_ctx.volatile else $str_join")
         elif self.eval_ctx.autoescape:
             join = self.runtime("markup_join")
         elif self.settings.fuse and all(isinstance(part, (ast.Name, ast.Constant)) for part in parts[1:]):
-            # All parts are worked out before the first becomes text, which could raise another error.
+            # Evaluate all parts before the first one is converted to text: the conversion could raise another error.
             return self.joined([self.formatted(part, STR) for part in parts])
         else:
             join = self.runtime("str_join")
         return self.call(join, [self.tuple_of(parts)])
 
     def conditional(self, node: nodes.CondExpr) -> ast.expr:
-        """``a if test else b``; Jinja2's own undefined without the else."""
+        """Return the code for ``a if test else b``; without the else, the default is a plain ``jinja2.Undefined``."""
         soft, self.state.soft = self.state.soft, True
         try:
             if id(node.test) in self.analysis.constant or type(node.test) is nodes.Name:
@@ -196,7 +200,7 @@ class Expressions(Folding):
             self.state.soft = soft
 
     def decided(self, test: nodes.Node) -> bool | None:
-        """Return what a test comes to if that is known now."""
+        """Return the result of a test; None if the result isn't known at compile time."""
         if self.eval_ctx.volatile or not self.static:
             return None
         if type(test) is nodes.Not:
@@ -207,15 +211,16 @@ class Expressions(Folding):
         try:
             value = self.fold(test)
             return None if type(value) in JINJA2_UNDEFINED else bool(value)
-        except Exception:  # noqa: BLE001  (it raises again where the render evaluates it)
+        except Exception:  # noqa: BLE001  (the render evaluates it and raises the error)
             return None
 
     # Attributes and items
 
     def attribute_of(self, node: nodes.Getattr) -> ast.expr:
-        """``a.b``: the attribute, else the item.
+        """Return the code for ``a.b``: the attribute, or failing that, the item.
 
-        A plain dict that has the key, and no attribute of that name, is asked directly.
+        The code reads the item directly if the object is a plain dict that has the key, and dicts have no attribute of
+        that name.
         """
         loop = self.analysis.loops.get(id(node))
         if loop is not None and not loop.needs_object:
@@ -227,7 +232,7 @@ class Expressions(Folding):
         return self.looked_up(node.node, attr, attribute=True, dict_first=attr not in _DICT_HAS)
 
     def looked_up(self, node: nodes.Expr, key: str, *, attribute: bool, dict_first: bool) -> ast.expr:
-        """Code that gets `key` of a dict, or an attribute, in line, and anything else by a function."""
+        """Return code that gets an item of a dict, or an attribute, inline, and calls a function for other lookups."""
         base = self.expr(node)
         local, first = "_t", base
         if isinstance(base, ast.Name):
@@ -245,27 +250,27 @@ class Expressions(Folding):
             return last
         alias = self.state.dict_aliases.get(local)
         if local[:2] == "c_" and local[2:] not in self.state.function.hoisted:
-            alias = None  # a local of the function around this macro
-        if alias is not None:  # the dict itself, or an empty one
+            alias = None  # a local of the function around the macro
+        if alias is not None:  # it is the dict itself, or an empty dict
             return self.code("$alias['$key'] if '$key' in $alias else $last", alias=alias, key=key, last=last)
         test = "type($first) is dict and '$key' in $local"
         return self.code(f"$local['$key'] if {test} else $last", last=last, **parts)
 
     def loop_attribute(self, loop: Loop, attr: str) -> ast.expr:
-        """``loop.index`` and the like of a loop that was taken apart."""
+        """Return the code for an attribute such as ``loop.index`` of a loop without a loop object."""
         return self.code(_COUNTED[attr], **self.counted(loop))
 
     def counted(self, loop: Loop) -> dict[str, str]:
-        """Return the locals that stand for an inlined loop object."""
+        """Return the locals that replace a loop object."""
         number = self.counters.get(id(loop))
         return {"i": f"_i{number}", "n": f"_n{number}", "of": f"_of{number}"}
 
     def item_of(self, node: nodes.Getitem) -> ast.expr:
-        """``a[b]``: the item, else the attribute; slices go straight to the object."""
+        """Return the code for ``a[b]``: the item, or failing that, the attribute; slices are always items."""
         if isinstance(node.arg, nodes.Slice):
             parts = (node.arg.start, node.arg.stop, node.arg.step)
             base = self.expr(node.node)
-            if not isinstance(base, (ast.Name, ast.Call)):  # Python warns of a constant that can't be subscripted
+            if not isinstance(base, (ast.Name, ast.Call)):  # Python warns about a constant that can't be subscripted
                 base = self.code("(_t := $base)", base=base)
             start, stop, step = (None if part is None else self.expr(part) for part in parts)
             taken = ast.Slice(start, stop, step, lineno=self.line, col_offset=0)
@@ -280,17 +285,17 @@ class Expressions(Folding):
     # Filters, tests, calls
 
     def filter(self, node: nodes.Filter) -> ast.expr:
-        """``value|filter``; without a value, of what the block around has put out."""
+        """Return the code for ``value|filter``; without a value, for the filter of the captured output of a block."""
         return self.applied(node, self.environment.filters, self.filter_names, "filter")
 
     def test(self, node: nodes.Test) -> ast.expr:
-        """``value is test``."""
+        """Return the code for ``value is test``."""
         return self.applied(node, self.environment.tests, self.test_names, "test")
 
     def applied(
         self, node: nodes.Filter | nodes.Test, functions: Mapping[str, Any], locals_: dict[str, str], kind: str
     ) -> ast.expr:
-        """The call of a filter or test."""
+        """Return the call of a filter or test."""
         function = functions.get(node.name)
         if function is None and not self.state.soft:
             self.fail(f"No {kind} named {node.name!r}.", node.lineno)
@@ -300,7 +305,7 @@ class Expressions(Folding):
         return self.waited(self.call(self.load(locals_[node.name]), args, keywords))
 
     def wanted(self, function: Any) -> list[ast.expr]:
-        """What a filter, a test or ``finalize`` is passed before the value."""
+        """Return the arguments that a filter, a test or ``finalize`` gets before the value."""
         wants = None if function is None else _PassArg.from_obj(function)
         if wants is _PassArg.context:
             return [self.code("$_seen($ctx)" if self.settings.fast_context else "$ctx")]
@@ -318,7 +323,7 @@ class Expressions(Folding):
         args += [self.expr(arg) for arg in node.args]
         named: list[tuple[str, ast.expr]] = [(str(keyword.key), self.expr(keyword.value)) for keyword in node.kwargs]
         named += extra
-        if any(iskeyword(name) for name, _ in named):  # legal in a template, but not in Python's text
+        if any(iskeyword(name) for name, _ in named):  # valid in a template, but not in Python text
             keywords = [self.keyword(None, self.dict_of(named))]
         else:
             keywords = [self.keyword(name, value) for name, value in named]
@@ -329,11 +334,11 @@ class Expressions(Folding):
         return keywords
 
     def keyword(self, name: str | None, value: ast.expr) -> ast.keyword:
-        """A keyword argument; with None ``**value``."""
+        """Return a keyword argument; ``**value`` if `name` is None."""
         return ast.keyword(name, value, lineno=self.line, col_offset=0)
 
     def called(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
-        """``f(x)``: a macro bound once is called directly, anything else through the context."""
+        """Return the code for ``f(x)``: a macro whose name is set once is called directly, others by the context."""
         loop = self.analysis.loops.get(id(node))
         if loop is not None and not loop.needs_object:
             items = self.tuple_of([self.expr(arg) for arg in node.args])
@@ -344,7 +349,7 @@ class Expressions(Folding):
         return self.called_by_context(node, caller)
 
     def called_by_context(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
-        """A call of something that is known only in the render."""
+        """Return the call of an object that is known only in the render."""
         in_loop = self.scope.loop and self.state.function.sets_in_loop
         in_block = self.scope.block and bool(self.scope.assigned)
         names = {"_loop_vars": in_loop, "_block_vars": in_block}
@@ -365,11 +370,11 @@ class Expressions(Folding):
         return self.waited(self.call(function, args, keywords))
 
     def marked_result(self, value: ast.expr) -> ast.expr:
-        """A macro's text, as markup where escaping is on."""
+        """Return a macro's text, as markup if escaping is on."""
         return self.call_runtime("Markup", value) if self.eval_ctx.autoescape else value
 
     def called_directly(self, node: nodes.Call, caller: ast.expr | None) -> ast.expr | None:
-        """The call of the Python function of a macro that the name is bound to for good; None where it isn't."""
+        """Return a call of a macro's Python function; None if the macro or its arguments don't allow a direct call."""
         target = node.node
         if type(target) is not nodes.Name or not self.direct_macros or node.dyn_args or node.dyn_kwargs:
             return None
@@ -399,40 +404,40 @@ class Expressions(Folding):
             args.append(caller)
         return self.call_name(function, *args)
 
-    # What extensions use
+    # Nodes that extensions use
 
     def environment_attribute(self, node: nodes.EnvironmentAttribute) -> ast.expr:
-        """An attribute of the environment."""
+        """Return the code for an attribute of the environment."""
         return self.dotted("environment", node.name)
 
     def extension_attribute(self, node: nodes.ExtensionAttribute) -> ast.expr:
-        """An attribute of an extension."""
+        """Return the code for an attribute of an extension."""
         return self.code("environment.extensions['$key'].$name", key=node.identifier, name=node.name)
 
     def imported_name(self, node: nodes.ImportedName) -> ast.expr:
-        """Something imported when the code is loaded."""
+        """Return the code for an object that is imported when the code is loaded."""
         return self.load(self.import_names[node.importname])
 
     def internal_name(self, node: nodes.InternalName) -> ast.expr:
-        """A Python local that an extension's parser asked for."""
+        """Return the code for a Python local that an extension's parser requested."""
         return self.load(node.name)
 
     def mark_safe(self, node: nodes.MarkSafe) -> ast.expr:
-        """Text as markup."""
+        """Return the code that makes text markup."""
         return self.call_runtime("Markup", self.expr(node.expr))
 
     def mark_safe_if_autoescape(self, node: nodes.MarkSafeIfAutoescape) -> ast.expr:
-        """Text as markup where escaping is on."""
+        """Return the code that makes text markup if escaping is on."""
         return self.marked(self.expr(node.expr))
 
     def context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
-        """The context."""
+        """Return the code for the context."""
         return self.code("$_seen($ctx)" if self.settings.fast_context else "$ctx")
 
     def derived(self, node: nodes.Node | None = None) -> ast.expr:  # noqa: ARG002  (the table's signature)
-        """The context with this scope's names."""
+        """Return the code for a copy of the context with the names of the current scope added."""
         return self.call_runtime("_derived", self.load(self.reference), self.locals())
 
     def locals(self) -> ast.expr:
-        """Code for a dict of the names set so far, here and around."""
+        """Return the code for a dict of the names that the current scope and the enclosing ones set."""
         return self.dict_of([(name, self.load(local)) for name, local in self.scope.exports().items()])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partial evaluation: expressions whose value is known when the template is compiled.
+"""Constant folding: evaluation of expressions whose value is known when the template is compiled.
 
-What is folded is constant for ever: numbers, strings, and tuples of such. A list or dict is made anew in each render by
-a display, where Jinja2 folds it, too; everything else (a generator, an undefined value) by the code of the expression.
-On the way to a constant, plain data is looked into and Jinja2's own filters are called; a user's function or object
-never is.
+An expression is folded if its value is immutable: a number, a string, or a tuple of these. A list or dict is folded if
+Jinja2 folds it, too, and becomes a display that makes a new object in each render. Other values, such as generators and
+undefined values, are computed in the render. Folding reads plain data and calls Jinja2's own filters and ours, but
+never calls a user's function or object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LISTS = ("items", "args", "nodes", "kwargs", "ops")
 
 
 def is_constant(value: Any) -> bool:
-    """Whether a value is the same for ever, and code can write it down."""
+    """Whether a value is immutable and can be written as code."""
     kind = type(value)
     if kind in _ATOMS or kind is Markup or kind is range:
         return True
@@ -35,7 +35,7 @@ def is_constant(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is plain data: a constant, an undefined one, or one of Python's own containers of such."""
+    """Whether a value is plain data: a constant, an undefined value, or a builtin container of these."""
     kind = type(value)
     if kind in {list, tuple, set, frozenset}:
         return all(map(is_plain, value))
@@ -45,19 +45,19 @@ def is_plain(value: Any) -> bool:
 
 
 class Folding(Unit):
-    """Values of constant expressions, and the code that makes a value."""
+    """The part of the code generator that evaluates constant expressions and writes values as code."""
 
     def fold(self, node: Any) -> Any:
-        """Return the value of an expression, which may be of the moment: a list, an iterator.
+        """Return the value of an expression; it may be mutable, such as a list or an iterator.
 
-        Each expression is worked out once: a constant is put into the tree in its place, and what isn't one is left to
-        the render for good.
+        Each expression is evaluated at most once. The tree gets the value of a constant in place of its expression; any
+        other expression is left to the render from then on.
 
         Raises
         ------
         jinja2.nodes.Impossible
-            If it has to be evaluated in the render: it raises, depends on the escaping of the moment, or asks someone
-            else's code.
+            If the expression has to be evaluated in the render: because it raises, depends on the current escaping, or
+            calls a user's code.
         """
         kind = type(node)
         if kind is nodes.Const:
@@ -79,7 +79,7 @@ class Folding(Unit):
             value = node.as_const(self.eval_ctx)
         except nodes.Impossible:
             raise
-        except Exception as error:  # it will raise again where the render evaluates it
+        except Exception as error:  # the render evaluates it and raises the error
             raise nodes.Impossible from error
         finally:
             for owner, place, child in restore:
@@ -90,7 +90,7 @@ class Folding(Unit):
         return value
 
     def _work_out_children(self, node: Any, restore: list[_Child]) -> None:
-        """Put the values of a node's children in their places; note in `restore` those that aren't constants."""
+        """Replace a node's children by their values; record the children that aren't constants in `restore`."""
         for name in _CHILDREN:
             child = getattr(node, name, None)
             if isinstance(child, (nodes.Expr, nodes.Slice)):
@@ -115,7 +115,7 @@ class Folding(Unit):
         _put(owner, place, nodes.Const(value, lineno=child.lineno, environment=child.environment))
 
     def _is_askable(self, node: Any) -> bool:
-        """Whether evaluating a node, whose children have been worked out, runs nobody else's code."""
+        """Whether evaluating a node, whose children are already values, calls no user's code."""
         if isinstance(node, (nodes.Filter, nodes.Test)):
             known = self.environment.filters if isinstance(node, nodes.Filter) else self.environment.tests
             function: Any = known.get(node.name)
@@ -123,11 +123,11 @@ class Folding(Unit):
                 return False
             return self.settings.own_lookup or _PassArg.from_obj(function) is None
         if isinstance(node, nodes.Concat) and self.eval_ctx.autoescape and self.static:
-            return False  # Jinja2 joins constants as if none was markup, and values otherwise
+            return False  # Jinja2 joins constants as if none were markup, but values by their type
         return self.settings.own_lookup or not isinstance(node, (nodes.Getattr, nodes.Getitem))
 
     def folded(self, node: nodes.Node) -> ast.expr | None:
-        """Return the code for a constant expression's value; None if it has to be worked out in the render."""
+        """Return the code for the value of a constant expression; None if the render has to evaluate it."""
         if self.eval_ctx.volatile or not (self.environment.optimized or self.static):
             return None
         self.shared = False
@@ -138,11 +138,11 @@ class Folding(Unit):
         return self.literal(value) if is_constant(value) or self._is_displayed(value) else None
 
     def _is_displayed(self, value: Any) -> bool:
-        """Whether a value that was just worked out is made anew by a display: Jinja2 folds such, too."""
+        """Whether a value just computed may become a display, as in Jinja2."""
         return self.environment.optimized and not self.shared and has_safe_repr(value)
 
     def static_value(self, name: str) -> ast.expr:
-        """Return an expression for the value of a name of the static context."""
+        """Return the code for the value of a name of the static context."""
         value = self.static[name]
         if is_constant(value):
             return self.literal(value)
@@ -152,7 +152,7 @@ class Folding(Unit):
         return self.load(f"_pc_{self.precomputed_names.index(name)}")
 
     def literal(self, value: Any) -> ast.expr:
-        """Return an expression for a constant, or for plain data that is made anew each time."""
+        """Return the code for a constant, or for plain data that is created anew in each render."""
         kind = type(value)
         if kind in _ATOMS:
             return self.constant(value)
@@ -168,7 +168,7 @@ class Folding(Unit):
         return self.tuple_of(items) if kind is tuple else self.call_name(kind.__name__, self.tuple_of(items))
 
 
-_Child = tuple[Any, Any, Any]  # the node or list that has it, where, and the child
+_Child = tuple[Any, Any, Any]  # the node or list with the child, the child's field or index, and the child
 
 
 def _put(owner: Any, place: Any, child: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiler itself: the functions of a template, and the module that they make."""
+"""The compiler: it generates the functions of a template and the module that contains them."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ globals().update(_rt.NAMES)
 
 
 class Compiler(Loops, Inheritance):
-    """Compiles templates for an environment.
+    """A compiler of templates for an environment.
 
-    A subclass can handle further node types: it names them in its ``_NODE_DISPATCH_NAMES``, with the methods that emit
-    their code. An extension of the environment can bring some, too, as ``node_compilers = {NodeType: function}``; the
+    A subclass can handle additional node types: its ``_NODE_DISPATCH_NAMES`` maps them to the names of the methods that
+    emit their code. An extension of the environment can do the same with ``node_compilers = {NodeType: function}``; the
     function takes the compiler and the node.
 
     Parameters
     ----------
     env : jinja2.Environment
-        Whose templates these are.
+        The environment of the templates.
     static_context : mapping, optional
-        Names whose values are the same in every render: expressions over them are evaluated now. A template that sets
-        such a name itself, anywhere, gets the name's ordinary meaning.
+        Names with the same value in every render; expressions of these names are evaluated when a template is compiled.
+        If a template itself sets such a name anywhere, the name is an ordinary variable in that template.
 
     Attributes
     ----------
     warnings : list of CompilerWarning
-        Of the last template.
+        The warnings of the last template.
     precomputed : list
-        Values of the static context that the last code needs as ``_pc_0``, ``_pc_1``, …: those that can't be written
-        as code.
+        The values of the static context that can't be written as code; the last code needs them as ``_pc_0``,
+        ``_pc_1``, ….
     """
 
     _NODE_DISPATCH_NAMES: ClassVar[Mapping[type[nodes.Node], str]] = {
@@ -131,26 +131,26 @@ class Compiler(Loops, Inheritance):
         Parameters
         ----------
         node : jinja2.nodes.Template
-            As the parser made it. Constant expressions in it are replaced by their values.
+            The syntax tree. Constant expressions in the tree are replaced by their values.
         name : str, optional
             The template's name.
         filename : str, optional
-            What tracebacks say; the lines are the template's.
+            The file name in tracebacks; the lines are the template's.
         source : str, optional
-            The template's text: kept in the code, which compiles itself anew from it when it is asked for a stream.
+            The template's text. It is stored in the code, and the other forms are compiled from it on first use.
         form : {"render", "stream", "pieces"}
-            Which functions to make; see `cuda_progcache.templates.runtime`.
+            The functions to generate; see `cuda_progcache.templates.runtime`.
 
         Raises
         ------
         jinja2.TemplateSyntaxError
-            If the template is wrong.
+            If the template is invalid.
         """
         tree = self.tree(node, name, filename, source=source, form=form)
         return self._compiled(tree, filename)
 
     def compile_all(self, node: nodes.Template, name: str | None = None, filename: str | None = None) -> CodeType:
-        """Compile a tree that has no text: with its pieces, since nothing could be compiled from it later."""
+        """Compile a tree without text to two forms, "render" and "pieces", as it can't be compiled again later."""
         tree = self.tree(node, name, filename)
         pieces = self.tree(node, name, filename, form="pieces")
         tree.body[-1:] = [*pieces.body[:-1], tree.body[-1]]
@@ -166,7 +166,7 @@ class Compiler(Loops, Inheritance):
         form: str = "render",
         raw: bool = False,
     ) -> ast.Module:
-        """Return the Python tree that `compile` compiles; with `raw` one that can be written as Python text."""
+        """Return the Python tree that `compile` compiles; with `raw`, a tree to write as Python text."""
         if not isinstance(node, nodes.Template):
             raise TypeError("Can't compile non template nodes")
         self.begin(name, filename, form, raw=raw)
@@ -190,7 +190,7 @@ class Compiler(Loops, Inheritance):
         self.line = 1
         begin = self.lines("name = '$name'\nsource = '$source'", name=name, source=source)
         body = [*self._imports(raw=raw), *begin, *functions, *self._tables(raw=raw)]
-        self.names, self.out = {}, []  # only the garbage collector frees a compiler, and what it keeps
+        self.names, self.out = {}, []  # a compiler is freed only by garbage collection: release its nodes
         return ast.Module(body=body, type_ignores=[])
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
@@ -222,10 +222,10 @@ class Compiler(Loops, Inheritance):
             self.flush()
         self.line = line
         begin: list[ast.stmt] = []
-        if self.context != "context":  # what Jinja2's tracebacks show the variables of
+        if self.context != "context":  # Jinja2's tracebacks show the variables of `context`
             begin += self.lines("context = $ctx")
         if self.settings.form != "render":
-            begin += self.lines("if False: yield None")  # a generator, whatever is in it
+            begin += self.lines("if False: yield None")  # makes it a generator even without output
         if in_block or analysis.blocks or analysis.extends:
             begin += self.lines("if _blocks is None: _blocks = $ctx.blocks")
         if analysis.setup is not None and not in_block:
@@ -269,7 +269,7 @@ class Compiler(Loops, Inheritance):
 
 
 def _node_type(kind: type[nodes.Node] | str, where: type) -> type[nodes.Node]:
-    """Return a node type that a dispatch table names by class or by the class's name."""
+    """Return the node type that an entry of a dispatch table gives as a class or by name."""
     if not isinstance(kind, str):
         return kind
     waiting: list[type[nodes.Node]] = [nodes.Node]
@@ -282,7 +282,7 @@ def _node_type(kind: type[nodes.Node] | str, where: type) -> type[nodes.Node]:
 
 
 def _named_for_people(constant: Any) -> Any:
-    """Give a function's code the name that tracebacks are to show: Jinja2 knows ``root`` and ``block_…``."""
+    """Return a function's code with the name that Jinja2 expects in tracebacks: ``root`` or ``block_…``."""
     if not isinstance(constant, CodeType):
         return constant
     name = constant.co_name

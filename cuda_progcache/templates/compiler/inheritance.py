@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks, regions, ``{% extends %}``, ``{% include %}`` and the imports: what joins templates."""
+"""Code generation for blocks, regions, ``{% extends %}``, ``{% include %}`` and imports."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 
 
 class Inheritance(Macros):
-    """Code for what joins templates.
+    """The code generator for statements that combine templates.
 
-    A render's blocks are in the context: for each name a list, the outermost child's first. ``{% extends %}`` adds
-    those of the parent, and when the child's body is done the parent's body is rendered in the same context.
+    The context has the blocks of the render: for each name a list, starting with the block of the rendered template.
+    ``{% extends %}`` appends the parent's blocks. After the child's body, the parent's body is rendered in the same
+    context.
 
-    A region is a function of the module, ``_region_NAME(ctx, _blocks, …)``, which the template's name calls, and
-    ``_block_NAME``, which finds the parameters in the context. ``_globals_setup(ctx)`` is called where a render begins.
+    A region becomes two functions of the module: ``_region_NAME(ctx, _blocks, …)``, which the region's name in the
+    template calls, and ``_block_NAME``, which takes the parameters from the context. ``_globals_setup(ctx)`` is called
+    at the start of a render.
     """
 
     # Blocks
 
     def block_node(self, node: nodes.Block) -> None:
-        """``{% block %}``: the first of the name's blocks, where this template has no parent."""
+        """Emit ``{% block %}``: the first block of that name is rendered, if this template has no parent."""
         guarded = False
         if self.scope.toplevel:
             if self.known_extends:
@@ -39,18 +41,18 @@ class Inheritance(Macros):
         self.emit("if parent_template is None: $body" if guarded else "$body", body=body)
 
     def begin_block(self, name: str, function: Function) -> None:
-        """Emit what a block or region has to do before its body: ``super``, and a place for the names that it sets."""
+        """Emit the start of a block or region: ``super``, and a dict for the names that it sets."""
         if "super" in function.special:
             self.emit("l_0_super = $ctx.super('$name', _own['$name'])", name=name)
         if self.scope.assigned:
             self.emit("_block_vars = {}")
 
     def self_reference(self, function: Function) -> list[ast.stmt]:
-        """Return the making of ``self``, if the function reads it."""
+        """Return the statement that creates ``self``, if the function reads it."""
         return self.lines("l_0_self = $TemplateReference($ctx)") if "self" in function.special else []
 
     def block_call(self, node: nodes.Block) -> None:
-        """The check of a required block, and the call."""
+        """Emit the call of a block, after the check of a required block."""
         if node.required:
             message = f"Required block {node.name!r} not found"
             self.emit(
@@ -61,9 +63,10 @@ class Inheritance(Macros):
         self.put_all(first, [context, self.load("_blocks")])
 
     def put_all(self, source: ast.expr, args: list[ast.expr]) -> None:
-        """Put out all that a block or template has, in the form that is being made.
+        """Emit the output of a whole block or template.
 
-        `source` has a method for each form; ``render`` is what a buffer takes.
+        `source` is the code for a `TextSource`. A buffer takes the text of its ``render``; otherwise the code iterates
+        over the current form.
         """
         if self.buffer is not None and self.settings.text:
             text = self.code("await $source.render($args)", source=source, args=args)
@@ -93,7 +96,7 @@ class Inheritance(Macros):
     # Extends
 
     def extends_node(self, node: nodes.Extends) -> None:
-        """``{% extends %}``: the parent's blocks go behind ours."""
+        """Emit ``{% extends %}``: the parent's blocks are appended to ours."""
         if not self.scope.toplevel:
             self.fail("cannot use extend from a non top-level scope", node.lineno)
         if self.extends_seen > 0:
@@ -109,12 +112,12 @@ class Inheritance(Macros):
         self.extends_seen += 1
 
     def found_by_name(self, name: nodes.Expr, method: str = "get_template") -> ast.expr:
-        """Code for the template of a name, found by one of the environment's methods."""
+        """Return the code that gets a template by name, with one of the environment's methods."""
         parent = self.template_name
         return self.code("environment.$method($name, '$parent')", method=method, name=self.expr(name), parent=parent)
 
     def parent_body(self) -> None:
-        """Put out the parent's body, in this context."""
+        """Emit the output of the parent's body, in the current context."""
         with self.block() as body:
             source = self.call_runtime("_parent", self.load("parent_template"))
             self.put_all(source, [self.load(self.context), self.load("_blocks")])
@@ -123,7 +126,7 @@ class Inheritance(Macros):
     # Include
 
     def include(self, node: nodes.Include) -> None:
-        """``{% include %}``."""
+        """Emit ``{% include %}``."""
         method = self.finding_method(node.template)
         if not node.ignore_missing:
             self.emit("_included = $found", found=self.found_by_name(node.template, method))
@@ -138,7 +141,7 @@ class Inheritance(Macros):
         self.emit("if _included is not None: $body", body=body)
 
     def finding_method(self, name: nodes.Expr) -> str:
-        """Return the environment's method that finds a template, or the first that exists of several."""
+        """Return the environment's method for the name of a template, for a list of names, or for either."""
         method = "get_or_select_template"
         if isinstance(name, nodes.Const):
             if isinstance(name.value, str):
@@ -150,7 +153,7 @@ class Inheritance(Macros):
         return method
 
     def included(self, node: nodes.Include) -> None:
-        """Put out the template that was found."""
+        """Emit the output of an included template."""
         if node.with_context:
             self.put_all(self.code("$_include(_included, $ctx, $names)", names=self.locals()), [])
         else:
@@ -159,14 +162,14 @@ class Inheritance(Macros):
     # Imports
 
     def imported(self, node: nodes.Import | nodes.FromImport) -> ast.expr:
-        """Code for the module of a template."""
+        """Return the code for the module of a template."""
         names = [self.locals()] if node.with_context else []
         found = self.found_by_name(node.template)
         made: ast.expr = self.code("await $_imported($found, $ctx, $names)", found=found, names=names)
         return made
 
     def import_node(self, node: nodes.Import) -> None:
-        """``{% import "x" as y %}``."""
+        """Emit ``{% import "x" as y %}``."""
         local, module = self.local(node.target), self.imported(node)
         if self.scope.toplevel:
             self.emit("$local = $ctx.vars['$name'] = $module", local=local, name=node.target, module=module)
@@ -176,7 +179,7 @@ class Inheritance(Macros):
         self.define(local)
 
     def from_import(self, node: nodes.FromImport) -> None:
-        """``{% from "x" import a, b as c %}``."""
+        """Emit ``{% from "x" import a, b as c %}``."""
         self.emit("_module = $module", module=self.imported(node))
         names = []
         for item in node.names:
@@ -200,7 +203,7 @@ class Inheritance(Macros):
     # Regions
 
     def region_node(self, node: Any) -> None:
-        """Bind the name to the region: a macro whose function passes on to the module's."""
+        """Emit the binding of a region's name to a macro, whose function calls the module's function."""
         if not self.scope.toplevel or self.state.branch:
             self.fail("a region must be at the top level of its template", node.lineno)
         function, known = self.numbered("region"), self.analysis.functions[id(node)]
@@ -214,7 +217,7 @@ class Inheritance(Macros):
         self.bind(function, node, known)
 
     def globals_node(self, node: Any) -> None:
-        """Where they stand, they do nothing: they were set up where the render began."""
+        """Check the place of ``{% globals %}`` or ``{% imports %}``; the body was executed at the render's start."""
         if not self.scope.toplevel or self.state.branch:
             self.fail("globals and imports must be at the top level of their template", node.lineno)
 
@@ -245,13 +248,13 @@ class Inheritance(Macros):
         )
 
     def setup_function(self, name: str, setup: Any) -> list[ast.stmt]:
-        """Return ``_globals_setup`` or ``_imports_setup``, if the template has what these set up."""
+        """Return the function ``_globals_setup`` or ``_imports_setup``; nothing if the template needs no such setup."""
         if setup is None:
             return []
         self.line = setup.lineno or 1
         function = self.begin_function(setup)
         with self.buffered(), self.entered(self.scope, leave=False, first=True):
             self.body(setup.body)
-        self.pending = []  # nobody sees what they put out
+        self.pending = []  # the output is discarded
         body = self.prologue(function, outermost=True) + self.out
         return self.lines("async def $name($ctx): $body", name=name, body=body)

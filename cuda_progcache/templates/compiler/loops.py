@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``{% for %}``: a plain Python loop where the template doesn't need the loop object itself."""
+"""Code generation for ``{% for %}``: a plain Python loop, unless the template needs the loop object itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cuda_progcache.templates.compiler.scopes import SIZING, Loop
 from cuda_progcache.templates.compiler.statements import Statements
 
 _OFTEN = 2
-"""Reads from which on a target gets a local with its text, or with the dict that it is."""
+"""The minimum number of reads for which a target gets another local, with its text or for a dict."""
 
 
 class Loops(Statements):
-    """Code for loops."""
+    """The code generator for loops."""
 
     def for_node(self, node: nodes.For) -> None:
-        """``{% for %}`` with its test, its else, and what it reads of ``loop``."""
+        """Emit ``{% for %}`` with its test, its else, and the attributes of ``loop`` that it reads."""
         loop = self.analysis.loops[id(node)]
         if node.recursive:
             self.recursive(node, loop)
@@ -28,7 +28,7 @@ class Loops(Statements):
         self.around(node, loop, iterable, has_object=loop.needs_object and bool(loop.attributes), recursive=False)
 
     def recursive(self, node: nodes.For, loop: Loop) -> None:
-        """A loop that its body can call with other items: a function."""
+        """Emit a loop that its body can call with other items, as a function and its call."""
         with self.block() as body, self.in_function(self.nested_state()), self.buffered():
             self.around(node, loop, self.load("reciter"), has_object=True, recursive=True)
             self.line = node.lineno or self.line
@@ -39,11 +39,11 @@ class Loops(Statements):
         self.put(self.code("await $name($items, $name)", name=name, items=items))
 
     def items(self, iterable: ast.expr) -> ast.expr:
-        """What a loop goes through."""
+        """Return the code for the iterator of a loop."""
         return self.call_runtime("auto_aiter", iterable) if self.asynchronous else iterable
 
     def around(self, node: nodes.For, loop: Loop, iterable: ast.expr, *, has_object: bool, recursive: bool) -> None:
-        """Emit the loop over `iterable`, with what has to be before and after."""
+        """Emit the loop over `iterable`, with the statements before and after it."""
         scope = self.analysis.scopes[id(node), "body"]
         none_yet = self.numbered("_none") if node.else_ else ""
         if none_yet:
@@ -74,7 +74,7 @@ class Loops(Statements):
             self.emit("if $none: $otherwise", none=none_yet, otherwise=otherwise)
 
     def heading(self, node: nodes.For, loop: Loop, iterable: ast.expr) -> tuple[ast.expr, ast.expr]:
-        """Return target and iterable of a loop that has no loop object."""
+        """Return the target and iterable of a loop without a loop object."""
         target = self.loop_target(node)
         if self.asynchronous:
             return target, self.items(iterable)
@@ -96,7 +96,7 @@ class Loops(Statements):
         return target, self.code("enumerate($items, 1)", items=iterable)
 
     def counts(self, node: nodes.For, loop: Loop) -> bool:
-        """Whether the loop goes through ``range(…)`` and puts out the numbers: then they come with their texts."""
+        """Return whether a loop over ``range(…)`` puts out the numbers; it then iterates over numbers and texts."""
         items, target = node.iter, node.target
         return (
             isinstance(items, nodes.Call)
@@ -111,14 +111,14 @@ class Loops(Statements):
         )
 
     def loop_target(self, node: nodes.For) -> ast.expr:
-        """Code for what the items are assigned to: names of the body's scope."""
+        """Return the target of a loop, whose names are in the scope of the body."""
         outer, self.scope = self.scope, self.analysis.scopes[id(node), "body"]
         target = self.target(node.target, [])
         self.scope = outer
         return target
 
     def inside(self, node: nodes.For, loop: Loop) -> None:
-        """The body of the loop."""
+        """Emit the body of a loop."""
         made = self.analysis.scopes[id(node), "body"]
         strings, dicts = dict(self.state.str_aliases), dict(self.state.dict_aliases)
         with self.entered(made, leave=False):
@@ -130,7 +130,7 @@ class Loops(Statements):
         self.state.str_aliases, self.state.dict_aliases = strings, dicts
 
     def alias_targets(self, node: nodes.For, loop: Loop, level: int) -> None:
-        """Emit locals for the text of a whole number and for the dict that a target is, where they are read often."""
+        """Emit locals for targets that are read often: one for the text of an integer, another for a dict."""
         for name in sorted(loop.targets):
             local = f"l_{level}_{name}"
             self.state.str_aliases.pop(local, None)
@@ -150,7 +150,7 @@ class Loops(Statements):
     # The test
 
     def skip_failing(self, node: nodes.For, loop: Loop) -> None:
-        """Emit ``if not test: continue``, and the counting of those that pass."""
+        """Emit ``if not test: continue``, and the count of the items that pass the test."""
         test: Any = node.test
         line, self.line = self.line, test.lineno or self.line
         with self.entered(self.analysis.scopes[id(node), "test"], leave=False):
@@ -160,7 +160,7 @@ class Loops(Statements):
             self.emit("$index = $index + 1", index=self.counted(loop)["i"])
 
     def filtered(self, node: nodes.For, iterable: ast.expr) -> ast.expr:
-        """Emit a generator of the items that pass the test; return its call."""
+        """Emit a generator of the items that pass the test; return a call of the generator."""
         test: Any = node.test
         name = self.numbered("_passing")
         scope = self.analysis.scopes[id(node), "test"]
@@ -179,15 +179,15 @@ class Loops(Statements):
         return self.call_name(name, iterable)
 
     def loaded(self, target: nodes.Node, level: int) -> ast.expr:
-        """The items of a loop's target as a value."""
+        """Return the code that loads the target of a loop as a value."""
         if isinstance(target, nodes.Name):
             return self.load(f"l_{level}_{target.name}")
         return self.tuple_of([self.loaded(item, level) for item in target.iter_child_nodes()])
 
-    # What stands for the loop object
+    # The loop object and its replacements
 
     def with_object(self, node: nodes.For, iterable: ast.expr, *, recursive: bool) -> tuple[ast.expr, ast.expr]:
-        """Return target and iterable of a loop that has its loop object."""
+        """Return the target and iterable of a loop with a loop object."""
         local = f"l_{self.analysis.scopes[id(node), 'body'].level}_loop"
         self.emit("$local = $missing", local=local)
         made = "AsyncLoopContext" if self.asynchronous else "LoopContext"
@@ -197,7 +197,7 @@ class Loops(Statements):
         return self.tuple_of([self.loop_target(node), self.store(local)], stored=True), self.call_runtime(made, *args)
 
     def sized(self, loop: Loop, iterable: ast.expr) -> ast.expr:
-        """Emit the number of items; what has none is looked ahead in, an item at a time."""
+        """Emit code for the number of items; an iterable whose length isn't certain is put in a `LookAhead`."""
         self.emit("$of = $items", items=iterable, **self.counted(loop))
         items = self.load(self.counted(loop)["of"])
         types = self.runtime("_fixed" if loop.calls else "_sized")

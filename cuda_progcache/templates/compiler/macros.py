@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``{% macro %}`` and ``{% call %}``."""
+"""Code generation for ``{% macro %}`` and ``{% call %}``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Macros(Statements):
-    """Code for macros: a Python function, and the object that templates see."""
+    """The code generator for macros: a macro becomes a Python function and the object that templates see."""
 
     def macro(self, node: nodes.Macro) -> None:
-        """``{% macro name(a, b=1) %}``."""
+        """Emit ``{% macro name(a, b=1) %}``."""
         name = self.numbered("macro")
         known = self.analysis.functions[id(node)]
         if self.scope.owner(node.name) is self.scope and not self.state.branch and not self.in_block:
@@ -29,13 +29,13 @@ class Macros(Statements):
         self.bind(name, node, known)
 
     def call_directly(self, function: str, node: Any, known: Function) -> None:
-        """Note that a macro or region may be called without its object, where its name is set once."""
+        """Record that a macro or region may be called without its object, if its name is set only once."""
         once = self.scope.assigned.get(node.name) == 1
         if once and self.settings.direct_macros and not self.analysis.modifies_eval_context:
             self.direct_macros[id(self.scope), node.name] = (function, node, known)
 
     def bind(self, function: str, node: Any, known: Function) -> None:
-        """Emit the object of a macro or region, which its name stands for from here on."""
+        """Emit the assignment of the object of a macro or region to its name."""
         local = self.local(node.name)
         macro = self.macro_object(function, node, node.name, known)
         if self.scope.toplevel:
@@ -48,7 +48,7 @@ class Macros(Statements):
     def macro_object(
         self, function: str, node: nodes.Macro | nodes.CallBlock, name: str | None, known: Function
     ) -> ast.expr:
-        """The call that makes the object."""
+        """Return the code that creates the object of a macro."""
         names = [arg.name for arg in node.args]
         kwargs, varargs = (special in known.special and special not in names for special in ("kwargs", "varargs"))
         return self.code(
@@ -63,7 +63,7 @@ class Macros(Statements):
         )
 
     def macro_function(self, name: str, node: nodes.Macro | nodes.CallBlock, known: Function) -> None:
-        """Emit the Python function."""
+        """Emit the Python function of a macro."""
         scope = self.analysis.scopes[id(node), ""]
         names = [arg.name for arg in node.args]
         if "caller" in known.special and "caller" in names and names.index("caller") < len(names) - len(node.defaults):
@@ -91,7 +91,7 @@ class Macros(Statements):
         self.emit("async def $name($parameters): $body", name=name, parameters=parameters, body=body)
 
     def defaults(self, node: nodes.Macro | nodes.CallBlock, names: list[str], level: int) -> None:
-        """Emit the values of arguments that are not given; each may use those before it."""
+        """Emit the values of arguments that are not given; each default may use the arguments before it."""
         locals_ = [f"l_{level}_{name}" for name in names]
         outer, self.unbound = self.unbound, {*self.unbound, *locals_}
         first_default = len(names) - len(node.defaults)
@@ -105,7 +105,7 @@ class Macros(Statements):
         self.unbound = outer
 
     def call_block(self, node: nodes.CallBlock) -> None:
-        """``{% call f(x) %}…{% endcall %}``: the body is a macro that `f` gets as ``caller``."""
+        """Emit ``{% call f(x) %}…{% endcall %}``: the body is a macro that `f` gets as ``caller``."""
         known = self.analysis.functions[id(node)]
         name = self.numbered("caller")
         self.macro_function(name, node, known)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output: where text goes, and how neighbouring pieces become one string."""
+"""Code generation for output: its destination, and the fusion of adjacent pieces to one string."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.scopes import FunctionState
 
 _LONGEST_RUN = 48
-"""Parts of an f-string; each stands on the interpreter's stack until the last is there."""
+"""The maximum number of parts of an f-string; the interpreter's stack holds all parts until the last is computed."""
 
 
 class Output(Expressions):
-    """Statements go through `emit`, output through `put`; pending output is written before the next statement."""
+    """The code generator for output.
+
+    `emit` adds statements and `put` adds output. Pending output is written before the next statement.
+    """
 
     def emit(self, text: str, /, **parts: Any) -> None:
         """Add the statements of a pattern."""
@@ -49,7 +52,7 @@ class Output(Expressions):
 
     @contextmanager
     def in_function(self, state: FunctionState) -> Iterator[None]:
-        """Emit another Python function; what is known of the present one is back in the end."""
+        """Switch to the state of another Python function, and back to the present one at the end."""
         outer, self.state = self.state, state
         try:
             yield
@@ -57,20 +60,20 @@ class Output(Expressions):
             self.state = outer
 
     def nested_state(self) -> FunctionState:
-        """Return the state where a function begins that is nested in the present one, as part of it."""
+        """Return the initial state of a nested function that is part of the present one."""
         return replace(self.state, defined=set(), trail=[])
 
     def define(self, local: str) -> None:
-        """Note that a local has a value from here to the end of the block."""
+        """Record that a local has a value from this point to the end of the block."""
         if local not in self.state.defined:
             self.state.defined.add(local)
             self.state.trail.append(local)
 
-    # Where text goes
+    # The destination of text
 
     @contextmanager
     def buffered(self) -> Iterator[None]:
-        """Collect output in a list; `contents` is what it came to."""
+        """Collect output in a list, a buffer; `contents` returns the code for the result."""
         self.flush()
         outer = self.buffer
         depth = len(self.appends)
@@ -85,9 +88,9 @@ class Output(Expressions):
             del self.appends[depth:]
 
     def return_contents(self, body: list[ast.stmt], start: int) -> None:
-        """Emit the return of what a function's buffer got; the buffer was opened at `start` in the function's body.
+        """Emit the return of the buffer's contents from a function; the buffer was opened at `start` in the body.
 
-        Where all output is one string, put out at the end, there is no buffer.
+        If all output is one string, put out at the end, the buffer is removed.
         """
         number = self.buffer
         self.flush()
@@ -109,12 +112,12 @@ class Output(Expressions):
         body += self.lines("return $text", text=self.contents(number))
 
     def contents(self, number: int | None) -> ast.expr:
-        """Code for all that a buffer got, put together."""
+        """Return the code for the joined contents of a buffer."""
         join = "''.join" if self.settings.text else "environment.concat"
         return self.code(f"{join}($list)", list=f"_b{number}")
 
     def captured_text(self) -> ast.expr:
-        """What the innermost buffer got, as markup where escaping is on."""
+        """Return the code for the contents of the innermost buffer, as markup if escaping is on."""
         self.flush()
         text = self.contents(self.buffer)
         if self.eval_ctx.volatile:
@@ -123,19 +126,19 @@ class Output(Expressions):
         return self.marked_result(text)
 
     def put(self, value: ast.expr) -> None:
-        """Emit the output of one value as it is."""
+        """Emit the output of a value, without conversion."""
         self.flush()
         self.out.append(self.put_now(value))
 
     def put_now(self, value: ast.expr) -> ast.stmt:
-        """The statement that puts out a value."""
+        """Return the statement that puts out a value."""
         if self.buffer is None:
             return self.statement(ast.Yield(value, lineno=self.line, col_offset=0))
         self.appends[-1] += 1
         return self.statement(self.call_name(f"_a{self.buffer}", value))
 
     def flush(self) -> None:
-        """Emit what is pending: constants next to each other as one, a run of parts as one f-string."""
+        """Emit the pending output: a single constant, or one f-string of all parts."""
         if not self.pending:
             return
         parts, self.pending = self.pending, []
@@ -147,7 +150,7 @@ class Output(Expressions):
         self.line = line
 
     def text(self, text: str) -> None:
-        """Put out constant text."""
+        """Add constant text to the pending output; adjacent constants are merged."""
         if not text and self.settings.fuse:
             return
         if self.pending and isinstance(self.pending[-1], ast.Constant):
@@ -159,19 +162,19 @@ class Output(Expressions):
             self.append(self.constant(text))
 
     def append(self, part: ast.expr) -> None:
-        """Put out a part of the present run."""
+        """Add a part to the pending output."""
         if len(self.pending) >= _LONGEST_RUN:
             self.flush()
         self.pending.append(part)
 
     def value(self, node: ast.expr, conversion: int) -> None:
-        """Put out a value in the present run."""
+        """Add a value to the pending output."""
         self.append(self.formatted(node, conversion))
 
     # Output statements
 
     def output(self, node: nodes.Output) -> None:
-        """``{{ … }}`` and text; nothing in a child template outside its blocks."""
+        """Emit text and ``{{ … }}``; in a child template, nothing outside of blocks is put out."""
         if not self.state.guard_output:
             self.children(node)
         elif not self.known_extends:
@@ -182,7 +185,7 @@ class Output(Expressions):
             self.emit("if parent_template is None: $body", body=body)
 
     def children(self, node: nodes.Output) -> None:
-        """The parts of an output statement."""
+        """Emit the parts of an output statement."""
         for child in node.nodes:
             self.line = child.lineno or self.line
             known = self.known_text(child)
@@ -194,10 +197,10 @@ class Output(Expressions):
                 self.put(self.piece(child))
 
     def fused(self, child: nodes.Expr) -> None:
-        """A child that is worked out in the render, as part of an f-string."""
+        """Emit a child that the render evaluates, as part of an f-string."""
         if type(child) is nodes.Call and not self.eval_ctx.volatile and self.environment.finalize is None:
             direct = self.called_directly(child, None) if id(child) not in self.analysis.loops else None
-            if direct is not None:  # a macro's text is text, and safe
+            if direct is not None:  # a macro returns safe text
                 self.value(direct, PLAIN)
                 return
         constant = self.finalized_constant(child)
@@ -221,14 +224,14 @@ class Output(Expressions):
             self.value(finalized, STR)
 
     def finalized(self, value: ast.expr) -> ast.expr:
-        """`value` through the environment's ``finalize``, if it has one."""
+        """Return `value` passed to the environment's ``finalize``, if there is one."""
         finalize = self.environment.finalize
         if finalize is None:
             return value
         return self.code("environment.finalize($before, $value)", before=self.wanted(finalize), value=value)
 
     def known_text(self, child: nodes.Expr) -> str | None:
-        """Return what a constant child puts out; None if that is known only in the render."""
+        """Return the text that a constant child puts out; None if the text is known only in the render."""
         kind = type(child)
         if kind is nodes.TemplateData:
             return None if self.eval_ctx.volatile else child.data  # type: ignore[attr-defined]
@@ -240,16 +243,16 @@ class Output(Expressions):
             if self.settings.native and not has_safe_repr(value):
                 return None
             return str(value)
-        except Exception:  # noqa: BLE001  (it raises again in the render, where it can be understood)
+        except Exception:  # noqa: BLE001  (the render raises the error again, with its location)
             return None
 
     def escaped_constant(self, child: nodes.Expr) -> Any:
-        """Return the value of a constant child, escaped if that is how the template begins: as Jinja2 does it.
+        """Return the value of a constant child, escaped if escaping is on, as Jinja2 does.
 
         Raises
         ------
         Exception
-            Whatever evaluating it does; `jinja2.nodes.Impossible` if it is no constant.
+            Any error of the evaluation; `jinja2.nodes.Impossible` if the child isn't constant.
         """
         value = self.fold(child)
         if not is_plain(value):
@@ -257,7 +260,7 @@ class Output(Expressions):
         return escape(value) if self.eval_ctx.autoescape and not self.settings.native else value
 
     def finalized_constant(self, child: nodes.Expr) -> ast.expr | None:
-        """Return the code for a constant child of an environment with a ``finalize``, which sees it escaped."""
+        """Return the code for a constant child if the environment has a ``finalize``, which gets the escaped value."""
         finalize = self.environment.finalize
         if finalize is None or _PassArg.from_obj(finalize) not in {None, _PassArg.environment}:
             return None
@@ -268,7 +271,7 @@ class Output(Expressions):
         return self.finalized(self.literal(value)) if is_constant(value) else None
 
     def piece(self, child: nodes.Expr) -> ast.expr:
-        """Code for one item of output."""
+        """Return the code for one item of output."""
         constant = self.finalized_constant(child)
         if constant is not None:
             return constant if self.settings.native else self.call_name("str", constant)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python code with holes: parsed once, filled in as often as it is emitted.
+"""Patterns of Python code with placeholders; a pattern is parsed once and filled in each time it is emitted.
 
-A pattern is Python text. ``$name`` is a hole for an expression, for an identifier (given as text), or, on a line of its
-own, for statements; a list fills it with any number of them. ``'$name'``, in quotes, is a constant. A hole that is
-given nothing is a name of the runtime's tables, and ``$ctx`` is the render's context.
+A pattern is Python text. ``$name`` is a hole for an expression, for an identifier (given as text), or, on its own line,
+for statements; a list fills a hole with any number of these. A quoted ``'$name'`` is a hole for a constant. A hole that
+isn't filled loads the name from the runtime's tables; ``$ctx`` is the context of the render.
 
-Patterns are written for async environments: elsewhere their ``async`` and ``await`` fall away.
+Patterns are written for async environments; for other environments, ``async`` and ``await`` are dropped.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any, TypeVar
 
 N = TypeVar("N", bound=ast.AST)
 Maker = Callable[[Any, Mapping[str, Any]], Any]
-"""Makes nodes at a builder's line, from what fills the holes."""
+"""A function that makes nodes at the line of a builder; the mapping has the values of holes, by name."""
 
-_HOLE = "hole_"  # what $ is for Python's parser
+_HOLE = "hole_"  # replaces $ in the text for Python's parser
 _PLAIN: dict[type[ast.AST], type[ast.AST]] = {ast.AsyncFunctionDef: ast.FunctionDef, ast.AsyncFor: ast.For}
 _SAME = {"ctx": ast.Load(), "col_offset": 0, "kind": None, "type_comment": None, "format_spec": None}
 _quick: dict[type[ast.AST], Any] = {}
 
 
 def quick(kind: type[N]) -> type[N]:
-    """Return the class of the nodes of a type that we make.
+    """Return a subclass of a node type whose instances are quick to make.
 
-    Calling ``ast.Name(id=..., ctx=..., lineno=...)`` costs twice what making the bare object and storing its attributes
-    does, and a template is thousands of nodes. What is the same for nearly all nodes of a type is an attribute of the
-    class: ``compile()`` and ``ast.unparse`` read attributes and don't ask where they live. It bears the name of the
-    type, since ``ast.NodeVisitor`` goes by that.
+    Calling ``ast.Name(id=..., ctx=..., lineno=...)`` takes twice as long as making the bare object and setting its
+    attributes, and a template has thousands of nodes. Fields that have the same value in nearly all nodes of a type are
+    attributes of the class, where ``compile()`` and ``ast.unparse`` find them. The class has the same name as the node
+    type, because ``ast.NodeVisitor`` uses the name.
     """
     made: type[N] | None = _quick.get(kind)
     if made is None:
@@ -43,18 +43,18 @@ def quick(kind: type[N]) -> type[N]:
 
 @cache
 def statements(text: str) -> Maker:
-    """Return what makes the statements of a pattern."""
+    """Return the maker of a pattern of statements."""
     return _several(ast.parse(dedent(text).replace("$", _HOLE)).body)
 
 
 @cache
 def expression(text: str) -> Maker:
-    """Return what makes the expression that a pattern is."""
+    """Return the maker of a pattern that is an expression."""
     return _maker(ast.parse(text.replace("$", _HOLE), mode="eval").body)
 
 
 def _several(nodes: list[Any], *, body: bool = False) -> Maker:
-    """Return what makes a list of nodes; an empty body is ``pass``."""
+    """Return the maker of a list of nodes; an empty body becomes ``pass``."""
     makers = [_maker(node) for node in nodes]
 
     def make(builder: Any, parts: Mapping[str, Any]) -> list[Any]:
@@ -98,7 +98,7 @@ def _maker(node: Any) -> Maker:
 
 
 def _is_made(node: ast.AST) -> bool:
-    """Whether a node is another one each time; operators aren't."""
+    """Whether a new node is made on each use; operators are shared."""
     return bool(node._fields or node._attributes)
 
 
@@ -108,7 +108,7 @@ def _is_hole(node: Any, field: str) -> bool:
 
 
 def _node(kind: type[ast.AST], same: dict[str, Any], inner: list[tuple[str, Maker]]) -> Maker:
-    """Return what makes a node of fields that are the same each time and others that are made."""
+    """Return the maker of a node; `same` has the fixed fields, and `inner` the makers of the other fields."""
 
     def make(builder: Any, parts: Mapping[str, Any]) -> Any:
         made: Any = new(of_kind)
@@ -153,7 +153,7 @@ def _statements(name: str, value: Maker) -> Maker:
 
 
 def _name(name: str, how: str) -> Maker:
-    """Return what fills a hole; each text in it is a name that a method of the builder makes."""
+    """Return the maker of a hole; text in the hole is a name, and the builder's method `how` makes its node."""
 
     def make(builder: Any, parts: Mapping[str, Any]) -> Any:
         if name not in parts:

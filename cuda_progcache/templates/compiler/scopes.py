@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Python local a template variable is, by Jinja2's scoping rules.
+"""Scopes: the mapping of template variables to Python locals, by Jinja2's scoping rules.
 
-A scope belongs to a template or block, a loop's body, a macro, ``{% with %}`` and the like. A name that a scope only
-reads is the one of the nearest scope around it that has it; where none has, it is looked up in the context when the
-scope is entered. A name that a scope sets is the scope's own: it starts as what the scope around has, or missing, or,
-where only a branch of an ``{% if %}`` sets it or it is read before it is set, as what the context has.
+A scope belongs to a template, a block, a loop's body, a macro, ``{% with %}`` and the like. A name that a scope only
+reads is that of the nearest enclosing scope that has the name; if there is none, the name is looked up in the context
+when the scope is entered. A name that a scope sets is the scope's own. Its initial value is that of the enclosing
+scope. If no enclosing scope has the name, the initial value is missing, or, if the name is first set in a branch of an
+``{% if %}`` or read before it is set, the value in the context.
 
-The rules need to know only in which order a scope reads and sets a name and whether it is first set in a branch, so one
-walk in the template's order notes them, whatever the depth; what the names come to is worked out when a scope is
-entered, when all that is around it is complete.
+The rules depend only on the order in which a scope reads and sets a name, and on whether the name is first set in a
+branch. One walk in the template's order records both, at any depth. Names are resolved when a scope is entered, because
+the enclosing scopes are complete then.
 """
 
 from __future__ import annotations
@@ -18,38 +19,41 @@ from dataclasses import dataclass, field
 READ, SET, BRANCH, PARAMETER = 1, 2, 4, 8
 
 FROM_CONTEXT, FROM_OUTER, MISSING, GIVEN = "context", "outer", "missing", "given"
-"""Where a scope's own name gets its first value."""
+"""The sources of the initial value of a scope's own name."""
 
 COUNTING = frozenset({"index", "index0", "first", "depth", "depth0"})
-"""What ``loop`` has that a counter gives."""
+"""The attributes of ``loop`` that can be computed from a counter."""
 SIZING = frozenset({"last", "length", "revindex", "revindex0"})
-"""What ``loop`` has that the number of items gives, too."""
+"""The attributes of ``loop`` that also need the number of items."""
 
 
 @dataclass(slots=True, eq=False)
 class Function:
-    """A Python function to be: the template's body, a block, a macro or a call block.
+    """The analysis of a Python function to generate: for the template's body, a block, a macro or a call block.
 
     Attributes
     ----------
     outer : Function or None
-        What a macro is defined in.
+        The function that a macro is defined in.
     shows_context : bool
-        Whether something in it may hand the context to code that isn't ours, which could change it.
+        Whether the function may pass the context to code that isn't ours, which could change the context.
     filters, tests : dict
-        The names used, in order, for the template's and the blocks' functions (macros see those of their outer one).
+        The filters and tests used, in order. Macros use those of their outermost function.
     sets_in_loop : bool
         Whether a loop's body sets names.
     looks_up : bool
         Whether names are looked up in the context.
     hoisted : dict
-        Names that may be looked up where the function begins, with their locals.
+        The names that may be looked up at the start of the function, with their locals.
     used : set of str
-        Those of them that the code needs: branches that are never taken are left out of it.
+        The names in `hoisted` that the code needs; branches that are never taken aren't part of the code.
     reads : dict
-        How often attributes of a name are read.
+        The number of reads of attributes of a name.
     special : set of str
-        ``self`` and ``super``, if read; for a macro ``caller``, ``kwargs``, ``varargs``.
+        The special names that are read: ``self`` and ``super`` for an outermost function, ``caller``, ``kwargs`` and
+        ``varargs`` for a macro.
+    hidden : set of str
+        The special names that the template sets itself before it reads them.
     """
 
     outer: Function | None = None
@@ -66,7 +70,7 @@ class Function:
 
     @property
     def outermost(self) -> Function:
-        """The template's or block's function around this one, or itself."""
+        """The enclosing function of the template or block, or the function itself."""
         function = self
         while function.outer is not None:
             function = function.outer
@@ -75,23 +79,23 @@ class Function:
 
 @dataclass(slots=True, eq=False)
 class FunctionState:
-    """What the code generator knows at a point of a Python function; another function has another.
+    """The state of the code generator at a point of a Python function.
 
     Attributes
     ----------
     function : Function
     defined : set of str
-        The locals that are sure to have a value here.
+        The locals that certainly have a value at this point.
     trail : list of str
-        Those of them that the blocks around the point have defined, in order.
+        The locals in `defined`, in the order in which the enclosing blocks defined them.
     str_aliases, dict_aliases : dict
-        Locals to those that hold their text, or the dict that they are.
+        The locals with the text of a local, and with the local if it is a dict, by local.
     guard_output : bool
-        Whether output is only that of a template without a parent.
+        Whether output is put out only if the template has no parent.
     soft : bool
-        Whether this may never be reached: then a filter that isn't there is no error of the template's.
+        Whether this point may never be reached; a missing filter or test is then not an error at compile time.
     branch : int
-        How many branches of an ``{% if %}`` are around, in this scope.
+        The number of enclosing branches of an ``{% if %}`` in the current scope.
     """
 
     function: Function
@@ -111,17 +115,17 @@ class Scope:
     Attributes
     ----------
     parent : Scope or None
-        The scope around it.
+        The enclosing scope.
     function : Function
-        The Python function it is part of.
+        The Python function that the scope is part of.
     level : int
-        How deep; part of the locals' names, so that scopes don't share them.
+        The depth of the scope. It is part of the names of locals, so that nested scopes have different ones.
     toplevel, loop, block : bool
-        Whether assignments in it are exported, or seen by functions that take the context.
+        Whether assignments in the scope are exported (`toplevel`), or seen by functions that take the context.
     captured : bool
-        Whether a macro, which may be called when the scope has been left, is defined in it.
+        Whether a macro is defined in the scope, which may be called after the scope has been left.
     hoist : bool
-        Whether names that it only reads are looked up where the function begins.
+        Whether names that the scope only reads are looked up at the start of the function.
     """
 
     parent: Scope | None
@@ -139,23 +143,23 @@ class Scope:
     _found: dict[str, str | None] = field(default_factory=dict)
 
     def read(self, name: str) -> None:
-        """Note that the name is read here."""
+        """Record that the scope reads a name."""
         if name not in self.notes:
             self.notes[name] = READ
 
     def set(self, name: str, *, branch: bool) -> None:
-        """Note that the name is set here, in a branch of an ``{% if %}`` or not."""
+        """Record that the scope sets a name; `branch` says whether in a branch of an ``{% if %}``."""
         self.assigned[name] = self.assigned.get(name, 0) + 1
         note = self.notes.get(name, 0)
         if not note & (SET | PARAMETER):
             self.notes[name] = note | SET | (BRANCH if branch else 0)
 
     def parameter(self, name: str) -> None:
-        """Note that the name is given to the scope: a loop's target, a macro's argument."""
+        """Record that a name is given to the scope, as a loop's target or a macro's argument."""
         self.notes[name] = self.notes.get(name, 0) | PARAMETER
 
     def resolve(self) -> dict[str, tuple[str, str, str | None]]:
-        """Return the scope's own names: ``{name: (local, where its first value comes from, the outer local)}``."""
+        """Return the scope's own names: ``{name: (local, source of the initial value, outer local)}``."""
         if self.own is not None:
             return self.own
         own: dict[str, tuple[str, str, str | None]] = {}
@@ -179,7 +183,7 @@ class Scope:
         return own
 
     def find(self, name: str) -> str | None:
-        """Return the local that holds the name, here or in a scope around; None if no scope has it."""
+        """Return the local of a name in this scope or an enclosing one; None if no scope has the name."""
         own = self.resolve()
         if name in own:
             return own[name][0]
@@ -190,14 +194,14 @@ class Scope:
         return self._found[name]
 
     def owner(self, name: str) -> Scope | None:
-        """Return the scope whose own name it is."""
+        """Return the scope, this one or the nearest enclosing one, whose own name it is; None if there is none."""
         scope: Scope | None = self
         while scope is not None and name not in scope.resolve():
             scope = scope.parent
         return scope
 
     def exports(self) -> dict[str, str]:
-        """Return the names set here and around, with their locals: what an included template sees."""
+        """Return the names set in this scope and the enclosing ones, with their locals, for included templates."""
         names: dict[str, str] = {}
         scope: Scope | None = self
         while scope is not None:
@@ -212,18 +216,25 @@ class Scope:
 
 @dataclass(slots=True, eq=False)
 class Loop:
-    """What is known of a ``{% for %}``.
+    """The analysis of a ``{% for %}``.
 
     Attributes
     ----------
+    targets : frozenset of str
+        The names that the items are assigned to.
+    function : Function
+        The Python function that the loop is part of.
+    depth : int
+        The depth of the loop, from 1.
     attributes : set of str
-        What of ``loop`` its body reads.
+        The attributes of ``loop`` that the body reads; with an empty string if ``loop`` itself may be read.
     needs_object : bool
-        Whether the body needs ``loop`` itself.
+        Whether the body needs ``loop`` as an object.
     calls : bool
-        Whether the body calls something, which could change the list that is being gone through.
+        Whether the body calls a function, which could change the list that the loop iterates over.
     printed, dotted : dict
-        How often the body puts out a target as it is, and reads an attribute of one; inside another loop counts double.
+        The numbers of times that the body puts out a target directly, and reads an attribute of one, by target. Those
+        inside an inner loop count double.
     """
 
     targets: frozenset[str]

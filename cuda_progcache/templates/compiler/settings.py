@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of an environment decides which code is right.
+"""The settings of an environment that determine the generated code.
 
-Each shortcut is taken only where nobody has changed what it replaces.
+A shortcut is taken only if the user hasn't overridden the method that it replaces.
 """
 
 from __future__ import annotations
@@ -24,33 +24,39 @@ JINJA2_UNDEFINED = frozenset(
 
 
 class Settings:
-    """How to compile for an environment.
+    """The settings to compile with for an environment.
 
     Parameters
     ----------
     environment : jinja2.Environment
-        As set up.
+        The environment of the template.
     form : {"render", "stream", "pieces"}
-        Text at once, runs of text as they come, or one item for each piece of output.
+        The form of the output: the whole text, runs of text as they are produced, or one item for each piece of output.
     raw : bool
-        Whether the code is to be written out as Python text: no f-strings then, and the context is ``context``.
+        Whether the code is for Python text: it then has no f-strings, and the context is called ``context``.
 
     Attributes
     ----------
+    text : bool
+        Whether output is text, joined to a string.
     asynchronous : bool
         Whether the functions are coroutine functions, and every value may be an awaitable.
     native : bool
-        Whether output isn't text: what is put out stays as it is, and ``environment.concat`` puts it together.
+        Whether output consists of Python objects, which ``environment.concat`` combines.
     fuse : bool
-        Whether neighbouring output goes into one f-string.
+        Whether adjacent output is put into one f-string.
     fast_context, fast_call, fast_getattr, fast_getitem : bool
-        Whether the context's and the environment's methods are Jinja2's own, so that ours stand for them.
+        Whether the methods of the context and the environment are Jinja2's own, so that ours may replace them.
     own_lookup : bool
-        Whether attributes and items are looked up by Jinja2's own methods, if only the sandbox's.
+        Whether attributes and items are looked up by Jinja2's own methods, including those of its sandbox.
     undefined_early : bool
-        Whether an undefined object may be made before it is certain that it is needed.
+        Whether an undefined object may be created before it is certainly needed.
+    direct_macros : bool
+        Whether the Python function of a macro may be called directly.
     sandboxed : bool
         Whether the environment checks every call.
+    intercepted_binops, intercepted_unops : frozenset of str
+        The operators that the sandbox intercepts.
     """
 
     def __init__(self, environment: Environment, form: str, *, raw: bool = False) -> None:
@@ -74,14 +80,14 @@ class Settings:
 
 
 def is_native(environment: Environment) -> bool:
-    """Whether an environment renders to Python objects."""
+    """Whether an environment renders to Python objects instead of text."""
     from jinja2.nativetypes import NativeCodeGenerator
 
     return issubclass(environment.code_generator_class, NativeCodeGenerator)
 
 
 def compilable(environment: Environment) -> bool:
-    """Whether Jinja2's compiler is the one that the environment was made for, and not one of the user's."""
+    """Whether an environment uses Jinja2's own compiler, which ours can replace, and not a user's."""
     from jinja2.compiler import CodeGenerator
     from jinja2.nativetypes import NativeCodeGenerator
 

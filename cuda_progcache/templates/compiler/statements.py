@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statements but loops, macros and inheritance; entering and leaving scopes."""
+"""Code generation for statements except loops, macros and inheritance, and for entering and leaving scopes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _Arm = tuple[nodes.Node | None, list[nodes.Node], int]
 _Made = tuple[ast.expr, list[ast.stmt], int]
 
 
-class Unreachable(Exception):  # noqa: N818  (ends the compilation of a body, it is no error)
-    """What follows in this body can't be reached."""
+class Unreachable(Exception):  # noqa: N818  (ends the compilation of a body; not an error)
+    """The rest of the current body can't be reached."""
 
 
 class Statements(Output):
-    """Code for statements; each method takes a node and emits."""
+    """The code generator for statements; methods for nodes take a node and emit its code."""
 
     def body(self, statements: Iterable[nodes.Node]) -> None:
-        """Emit statements, up to one after which nothing is reached."""
+        """Emit statements; those after an unreachable point are left out."""
         methods = self.methods
         try:
             for node in statements:
@@ -50,7 +50,7 @@ class Statements(Output):
     # Functions of the module
 
     def begin_function(self, node: Any, *, in_block: bool = True) -> Function:
-        """Begin with the function of a template, a block or a region; return what is known of it."""
+        """Start the function of a template, a block or a region; return its analysis."""
         function = self.analysis.functions[id(node)]
         self.state, self.scope = FunctionState(function), self.analysis.scopes[id(node), ""]
         self.out, self.buffer = [], None
@@ -61,7 +61,7 @@ class Statements(Output):
         return function
 
     def entry(self, name: str) -> str:
-        """The name of an entry of the module in the form that is being made."""
+        """Return the name of a function of the module for the current form."""
         form = self.settings.form
         return name if form == "render" else f"{name}_{form}"
 
@@ -69,9 +69,9 @@ class Statements(Output):
 
     @contextmanager
     def entered(self, scope: Scope, *, leave: bool = True, first: bool = False) -> Iterator[None]:
-        """Be in a scope: give its names their first values, and take them away in the end.
+        """Enter a scope and emit the first values of its names; leave the scope at the end.
 
-        `first` is a function's first scope: its names are looked up by the prologue.
+        `first` says that the scope is the first one of a function, whose names are looked up by the prologue.
         """
         outer, soft, branch = self.scope, self.state.soft, self.state.branch
         self.scope, self.state.soft, self.state.branch = scope, False, 0
@@ -84,7 +84,7 @@ class Statements(Output):
             self.leave(scope)
 
     def leave(self, scope: Scope) -> None:
-        """Take away what a macro, called later, must not find any more."""
+        """Emit the removal of the scope's values, if a macro that is called later could still read them."""
         if scope.captured:
             gone = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
             if gone:
@@ -118,7 +118,7 @@ class Statements(Output):
             self.emit("if $ctx.seen: $again", again=again)
 
     def from_context(self, name: str, *, early: bool) -> ast.expr:
-        """Code for what the context has under a name."""
+        """Return the code that looks up a name in the context."""
         if self.reference != self.context:
             return self.code("$reference.resolve('$name')", reference=self.reference, name=name)
         if not self.settings.fast_context:
@@ -132,7 +132,7 @@ class Statements(Output):
         return self.code(pattern, key=self.constant(name), otherwise=otherwise)
 
     def prologue(self, function: Function, *, outermost: bool) -> list[ast.stmt]:
-        """Return what a function has to do before its body; called when the body is made."""
+        """Return the statements before the body of a function; call this after the body has been generated."""
         lookups: list[ast.stmt] = []
         for name, local in function.hoisted.items():
             if name in function.used:
@@ -155,12 +155,12 @@ class Statements(Output):
         return begin + lookups
 
     def alias_dict(self, local: str) -> list[ast.stmt]:
-        """Return what sets the local that stands for `local` where that is a dict, if it is read often."""
+        """Return the statements that set the dict alias of a local; none if the local has no alias."""
         alias = self.state.dict_aliases.get(local)
         return [] if alias is None else self.lines(_DICT_OR_EMPTY, alias=alias, local=local)
 
     def alias_reads(self, function: Function) -> None:
-        """Choose the names whose attributes are read often enough to look only once whether they are dicts."""
+        """Choose the names that get a dict alias, because their attributes are read at least twice."""
         if self.settings.fuse and self.settings.fast_getattr and self.settings.fast_context:
             for name, count in function.reads.items():
                 if count >= 2:
@@ -169,7 +169,7 @@ class Statements(Output):
     # Assignments
 
     def target(self, node: nodes.Node, names: list[str]) -> ast.expr:
-        """Code for what is assigned to; adds the names set to `names`."""
+        """Return the code for the target of an assignment; append the names that it sets to `names`."""
         if isinstance(node, nodes.Name):
             names.append(node.name)
             return self.store(self.local(node.name))
@@ -181,7 +181,7 @@ class Statements(Output):
         return self.fail(f"can't assign to {type(node).__name__}", node.lineno)
 
     def assign_node(self, node: nodes.Assign) -> None:
-        """``{% set a, b = value %}``."""
+        """Emit ``{% set a, b = value %}``."""
         self.check_namespaces(node.target)
         value = self.expr(node.node)
         names: list[str] = []
@@ -189,7 +189,7 @@ class Statements(Output):
         self.assigned(names)
 
     def check_namespaces(self, target: nodes.Node) -> None:
-        """Emit the check that what gets an attribute is a namespace."""
+        """Emit a check that each object whose attribute is set is a namespace."""
         seen = set()
         for ref in [target] if isinstance(target, nodes.NSRef) else target.find_all(nodes.NSRef):
             if ref.name in seen:
@@ -198,7 +198,7 @@ class Statements(Output):
             self.emit("if type($local) is not $_Namespace: $_namespace_of($local)", local=self.local(ref.name))
 
     def assigned(self, names: Sequence[str]) -> None:
-        """Emit what makes assigned names known beyond the function: exports, and the context that functions get."""
+        """Emit the code that makes assigned names visible outside the function, in exports and in the context."""
         for name in names:
             self.define(self.local(name))
             self.state.dict_aliases.pop(self.local(name), None)
@@ -209,7 +209,7 @@ class Statements(Output):
         names = sorted(set(names))
         if scope.loop or scope.block:
             if not self.state.function.shows_context and self.settings.fuse:
-                return  # nobody will ask
+                return  # nothing reads them
             self.store_in(self.load("_loop_vars" if scope.loop else "_block_vars"), names)
         else:
             self.store_in(self.dotted(self.context, "vars"), names)
@@ -225,13 +225,13 @@ class Statements(Output):
             self.emit("$where.update($pairs)", where=where, pairs=pairs)
 
     def export(self, names: Sequence[str], method: str) -> None:
-        """Emit a change of the context's exported names; those that begin with an underscore never are."""
+        """Emit a change of the context's exported names; names that start with an underscore are never exported."""
         public = [self.constant(name) for name in names if name[:1] != "_"]
         if public:
             self.emit("$ctx.exported_vars.$method(($public,))", method=method, public=public)
 
     def assign_block(self, node: nodes.AssignBlock) -> None:
-        """``{% set a %}…{% endset %}``."""
+        """Emit ``{% set a %}…{% endset %}``."""
         self.check_namespaces(node.target)
         guard, self.state.guard_output = self.state.guard_output, False
         scope = self.analysis.scopes[id(node), ""]
@@ -255,7 +255,7 @@ class Statements(Output):
     # Branches
 
     def if_node(self, node: nodes.If) -> None:
-        """``{% if %}``: a test that is known now leaves the branch that is taken."""
+        """Emit ``{% if %}``; branches that a test known at compile time excludes are left out."""
         soft, self.state.soft = self.state.soft, True
         self.state.branch += 1
         arms: list[_Arm] = [(node.test, node.body, node.lineno or self.line)]
@@ -269,7 +269,7 @@ class Statements(Output):
         self.state.soft = soft
 
     def reachable(self, arms: list[_Arm]) -> list[_Arm]:
-        """Leave out the arms whose tests are known to fail, and what follows one that is known to hold."""
+        """Return the arms that can be reached: without those whose test is known to fail or that follow a true one."""
         kept: list[_Arm] = []
         for test, body, line in arms:
             known = None if test is None else self.decided(test)
@@ -282,7 +282,7 @@ class Statements(Output):
         return kept
 
     def arms(self, arms: list[_Arm]) -> None:
-        """Emit a chain of tests; made from its end, so that its length costs no recursion here."""
+        """Emit a chain of tests; it is built from the end, so that a long chain causes no recursion in this method."""
         if not arms:
             return
         if arms[0][0] is None:
@@ -309,9 +309,9 @@ class Statements(Output):
         self.out += orelse
 
     def flat(self, made: list[_Made], orelse: list[ast.stmt]) -> None:
-        """Emit a chain too long for Python's compiler to nest: each arm tells the next ones that it was taken.
+        """Emit a chain that is too long for Python's compiler to nest.
 
-        Groups of arms are nested, and follow each other while none was taken.
+        The arms are nested in groups. A local says whether an arm was taken; the next group is tried only if none was.
         """
         taken = self.numbered("_taken")
         self.emit("$taken = True", taken=taken)
@@ -330,7 +330,7 @@ class Statements(Output):
     # The rest
 
     def with_node(self, node: nodes.With) -> None:
-        """``{% with a = value %}``; the values are those of the scope around."""
+        """Emit ``{% with a = value %}``; the values are evaluated in the enclosing scope."""
         values = [self.expr(value) for value in node.values]
         with self.entered(self.analysis.scopes[id(node), ""]):
             for target, value in zip(node.targets, values, strict=True):
@@ -338,11 +338,11 @@ class Statements(Output):
             self.body(node.body)
 
     def expression_statement(self, node: nodes.ExprStmt) -> None:
-        """``{% do f() %}``."""
+        """Emit ``{% do f() %}``."""
         self.emit("$value", value=self.expr(node.node))
 
     def filter_block(self, node: nodes.FilterBlock) -> None:
-        """``{% filter upper %}…{% endfilter %}``."""
+        """Emit ``{% filter upper %}…{% endfilter %}``."""
         scope = self.analysis.scopes[id(node), ""]
         with self.entered(scope):
             with self.buffered():
@@ -351,15 +351,15 @@ class Statements(Output):
                 self.captured = self.captured_text()
                 value = self.filter(node.filter)
                 self.flush()
-            self.put(value)  # as it is, even where escaping is on
+            self.put(value)  # not escaped, even if escaping is on
 
     def scope_node(self, node: nodes.Scope) -> None:
-        """A scope made by an extension."""
+        """Emit a scope made by an extension."""
         with self.entered(self.analysis.scopes[id(node), ""]):
             self.body(node.body)
 
     def overlay_scope(self, node: nodes.OverlayScope) -> None:
-        """A scope made by an extension, whose names come from a dict."""
+        """Emit a scope made by an extension whose names come from a dict."""
         context = self.numbered("_ctx")
         self.emit("$context = $derived", context=context, derived=self.derived())
         self.emit("$context.vars = $variables", context=context, variables=self.expr(node.context))
@@ -371,7 +371,7 @@ class Statements(Output):
             self.reference = outer
 
     def modify_eval_context(self, node: nodes.EvalContextModifier) -> None:
-        """Change escaping from here on."""
+        """Emit a change of the eval context (escaping) from this point on."""
         for keyword in node.options:
             self.emit("$ctx.eval_ctx.$name = $value", name=keyword.key, value=self.expr(keyword.value))
             try:
@@ -382,7 +382,7 @@ class Statements(Output):
                 setattr(self.eval_ctx, keyword.key, value)
 
     def scoped_eval_context(self, node: nodes.ScopedEvalContextModifier) -> None:
-        """Change escaping for a body."""
+        """Emit a change of the eval context (escaping) for a body."""
         name = self.numbered("_saved")
         saved = self.eval_ctx.save()
         self.emit("$name = $ctx.eval_ctx.save()", name=name)
@@ -392,19 +392,19 @@ class Statements(Output):
         self.emit("$ctx.eval_ctx.revert($name)", name=name)
 
     def break_node(self, node: nodes.Break) -> None:  # noqa: ARG002  (the table's signature)
-        """``{% break %}``."""
+        """Emit ``{% break %}``."""
         self.emit("break")
 
     def continue_node(self, node: nodes.Continue) -> None:  # noqa: ARG002  (the table's signature)
-        """``{% continue %}``."""
+        """Emit ``{% continue %}``."""
         self.emit("continue")
 
 
 _IF = "if $test: $body\nelse: $orelse"
 _DICT_OR_EMPTY = "$alias = $local if type($local) is dict else $_empty"
-"""A plain dict stays, anything else is an empty one."""
+"""The alias is the value if that is a plain dict, otherwise an empty dict."""
 
 _DEEPEST = 60
 
 _MANY = 64
-"""Names from which on a function looks them up by a call: quicker to compile, and as quick as Jinja2's to run."""
+"""With more names, a function looks them up by calls, which are quicker to compile and as fast as Jinja2's code."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python syntax tree nodes, made at the line of the template that they are of."""
+"""A builder of Python syntax nodes that have the line numbers of the template."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from cuda_progcache.templates.compiler.patterns import N, expression, quick, statements
 from cuda_progcache.templates.runtime import JINJA2_NAMES, NAMES
 
-_NONE: list[Any] = []  # shared by all nodes that have no such children; nobody adds to it
+_NONE: list[Any] = []  # the empty list of keywords, which all calls share; it is never changed
 
 STR = 115
-"""The conversion ``!s`` of a formatted value; `PLAIN` is none."""
+"""The conversion ``!s`` of a formatted value; `PLAIN` means no conversion."""
 PLAIN = -1
 
 BINARY: dict[str, ast.operator] = {
@@ -50,18 +50,18 @@ _STORE = ast.Store()
 
 
 class Builder:
-    """Makes nodes at the current template line.
+    """A builder of Python nodes at the current line of the template.
 
     Attributes
     ----------
     line : int
-        What ``lineno`` of the nodes made from now on is.
+        The ``lineno`` of new nodes.
     names : dict
-        Names and lines to the nodes that load them: one node may stand in many places.
+        The nodes that load a name, by name and line: a node may be used in several places.
     uses : set of str
-        The runtime's names that were emitted.
+        The names of the runtime that were emitted.
     context : str
-        The name of the render's context.
+        The variable with the context of the render.
     asynchronous : bool
         Whether the functions are coroutine functions, and every value may be an awaitable.
     """
@@ -83,71 +83,71 @@ class Builder:
         return made
 
     def made(self, kind: type[N], /, **fields: Any) -> N:
-        """A node of one of the quick classes."""
+        """Return a node of one of the quick classes; see `quick`."""
         node = kind.__new__(kind)
         fields["lineno"] = self.line
         node.__dict__ = fields
         return node
 
     def runtime(self, name: str) -> ast.expr:
-        """A name of the runtime's tables; what isn't in one can't be emitted."""
+        """Return the node that loads a name of the runtime's tables; other names raise KeyError."""
         if name not in NAMES and name not in JINJA2_NAMES:
             raise KeyError(f"the runtime has no {name!r}")
         self.uses.add(name)
         return self.load(name)
 
     def call_runtime(self, name: str, *args: ast.expr) -> ast.expr:
-        """A call of a function of the runtime."""
+        """Return a call of a function of the runtime."""
         return self.call(self.runtime(name), list(args))
 
     def load(self, name: str) -> ast.expr:
-        """A name's value."""
+        """Return the node that loads a name."""
         made = self.names.get((name, self.line))
         if made is None:
             made = self.names[name, self.line] = self.made(_Name, id=name)
         return made
 
     def argument(self, name: str) -> ast.arg:
-        """A parameter of a function."""
+        """Return a parameter of a function."""
         return ast.arg(name, None, lineno=self.line, col_offset=0)
 
     def store(self, name: str) -> ast.expr:
-        """A name that is assigned to."""
+        """Return a name as the target of an assignment."""
         return self.made(_Name, id=name, ctx=_STORE)
 
     def constant(self, value: Any) -> ast.expr:
-        """A constant."""
+        """Return a constant."""
         return self.made(_Constant, value=value)
 
     def call(self, function: ast.expr, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.expr:
-        """A call."""
+        """Return a call."""
         return self.made(_Call, func=function, args=args, keywords=keywords or _NONE)
 
     def call_name(self, name: str, *args: ast.expr) -> ast.expr:
-        """A call of a name with positional arguments."""
+        """Return a call of a name with positional arguments."""
         return self.call(self.load(name), list(args))
 
     def dotted(self, name: str, attr: str) -> ast.expr:
-        """``name.attr``."""
+        """Return the attribute ``name.attr``."""
         return self.made(_Attribute, value=self.load(name), attr=attr)
 
     def statement(self, value: ast.expr) -> ast.stmt:
-        """An expression as a statement."""
+        """Return an expression as a statement."""
         return self.made(_Expr, value=value)
 
     def tuple_of(self, items: Sequence[ast.expr], *, stored: bool = False) -> ast.expr:
-        """A tuple."""
+        """Return a tuple; as the target of an assignment if `stored`."""
         return ast.Tuple(list(items), _STORE if stored else ast.Load(), lineno=self.line, col_offset=0)
 
     def dict_of(self, items: Sequence[tuple[Any, ast.expr]]) -> ast.expr:
-        """A dict; its keys are expressions or constants."""
+        """Return a dict; its keys are expressions or constants."""
         keys: list[Any] = [key if isinstance(key, ast.expr) else self.constant(key) for key, _ in items]
         return ast.Dict(keys, [value for _, value in items], lineno=self.line, col_offset=0)
 
     def formatted(self, value: ast.expr, conversion: int) -> ast.expr:
-        """A part of an f-string."""
+        """Return a replacement field of an f-string."""
         return self.made(_FormattedValue, value=value, conversion=conversion)
 
     def joined(self, values: list[ast.expr]) -> ast.expr:
-        """An f-string."""
+        """Return an f-string."""
         return self.made(_JoinedStr, values=values)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of the code generator: what is known of the template that is being compiled."""
+"""The state of the code generator for the template that is being compiled."""
 
 from __future__ import annotations
 
@@ -22,49 +22,53 @@ if TYPE_CHECKING:
 
 
 class Unit(Builder):
-    """What the classes on top of this one share; `begin` is where each template begins.
+    """The state that all classes of the code generator share; `begin` resets it for each template.
 
     Attributes
     ----------
     methods : dict
-        Node types to the methods that make their code.
+        The methods that make the code of a node, by node type.
     static : dict
-        The names whose values are known, of which `plain_static` have plain data as their values.
+        The values of names that are known at compile time.
+    plain_static : frozenset of str
+        The names in `static` whose values are plain data.
     precomputed, precomputed_names : list
-        Values of the static context that code can't write down (the code finds number n as the global ``_pc_n``), and
-        their names.
+        The values of the static context that can't be written as code, and their names. The code reads value n from the
+        global ``_pc_n``.
     known : dict
-        Ids of expressions to their values, constants.
+        The values of constant expressions, by the id of the expression.
     shared : bool
-        Whether the value just worked out may be, or hold, one of the static context's that can be changed.
+        Whether the value just computed may be, or contain, a mutable value of the static context.
     reference : str
-        The name of the context in which names are looked up.
+        The variable with the context in which names are looked up.
     pending : list
-        Parts of the f-string that will be put out before the next statement.
+        The parts of the f-string that will be put out before the next statement.
     buffer : int or None
-        The number of the list that output is appended to; None where it is yielded.
+        The number of the list that output is appended to; None if output is yielded.
     buffers : int
-        How many numbers have been given to lists, functions and the like.
+        The number of names given so far to lists, functions and other things; see `numbered`.
     appends : list of int
-        How often output was appended to each of the lists that are open.
+        How often output was appended to each open list.
     strings : set of int
-        Ids of the expressions that give text.
+        The ids of expressions whose values are text.
     captured : ast.expr
-        The code for what the filter block around has put out.
+        The code for the output of the enclosing filter block.
     counters : dict
-        The ids of loops that are taken apart to the numbers in the names of what stands for their objects.
+        For each loop without a loop object, by its id, the number in the names of the locals that replace the object.
     direct_macros : dict
-        Scope and name to function, node and analysis of the macros that may be called directly.
+        The function, node and analysis of each macro that may be called directly, by scope and name.
     unbound : set of str
-        Locals of arguments that may not have been given.
+        The locals of arguments that may have no value yet.
     filter_names, test_names, import_names : dict
-        What is looked up or imported once, with the names that it has in the code.
+        The names in the code of filters, tests and imports, each of which is looked up only once.
     parent : str or None
-        The template that this one extends, if that is a constant.
-    extends_seen, known_extends
-        How many ``{% extends %}`` came before, and whether one of them certainly took place.
+        The template that this one extends, if its name is constant.
+    extends_seen : int
+        The number of ``{% extends %}`` so far.
+    known_extends : bool
+        Whether one of them is certainly executed.
     in_block : bool
-        Whether this is a function of a block, not of the template.
+        Whether the current function is that of a block, not of the template.
     """
 
     captured: ast.expr
@@ -78,7 +82,7 @@ class Unit(Builder):
         self.precomputed_names: list[str] = []
 
     def begin(self, name: str | None, filename: str | None, form: str, *, raw: bool) -> None:
-        """Forget the last template."""
+        """Reset the state for a new template."""
         self.template_name, self.filename = name, filename
         self.settings = settings = Settings(self.environment, form, raw=raw)
         self.asynchronous = settings.asynchronous
@@ -115,6 +119,6 @@ class Unit(Builder):
         self.known_extends = self.in_block = False
 
     def numbered(self, what: str) -> str:
-        """Return a name for something that the template's names can't name."""
+        """Return a new name that begins with `what`, and that no variable of the template can have."""
         self.buffers += 1
         return f"{what}{self.buffers}"

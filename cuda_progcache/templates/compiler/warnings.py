@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is likely a mistake in a template."""
+"""Warnings of likely mistakes in a template."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CompilerWarning:
-    """Something in a template that is likely a mistake.
+    """A likely mistake in a template.
 
     Parameters
     ----------
     code : str
-        What kind, for machines: ``"lost-assignment"``, ``"dropped-output"``, ``"static-assigned"``.
+        The kind of mistake, for machines: ``"lost-assignment"``, ``"dropped-output"`` or ``"static-assigned"``.
     message : str
-        For people.
+        The description, for people.
     line : int
-        The template's.
+        The line of the template.
     suggestion : str
-        What to do, may be empty.
+        A suggested correction; may be empty.
     """
 
     code: str
@@ -38,7 +38,7 @@ class CompilerWarning:
 
 
 def warnings_of(node: nodes.Template, analysis: Analysis, static: Iterable[str]) -> list[CompilerWarning]:
-    """Return the warnings of a template that has been analysed, by line; `static` are the static context's names."""
+    """Return the warnings of an analysed template, sorted by line; `static` has the names of the static context."""
     found = []
     for name in sorted(analysis.assigned.intersection(static)):
         message = (
@@ -49,7 +49,8 @@ def warnings_of(node: nodes.Template, analysis: Analysis, static: Iterable[str])
         around = scope.parent.owner(name) if scope.parent is not None else None
         if around is not None and around.notes[name] & SET:
             message = (
-                f"what the loop's body sets as {name!r} is lost after each iteration; the outer one doesn't change"
+                f"the value that the loop's body assigns to {name!r} is lost after each iteration; "
+                "the outer variable doesn't change"
             )
             suggestion = f"{{% set ns = namespace({name}=…) %}} before the loop, {{% set ns.{name} = … %}} in it"
             found.append(CompilerWarning("lost-assignment", message, line, suggestion))
@@ -60,7 +61,7 @@ def warnings_of(node: nodes.Template, analysis: Analysis, static: Iterable[str])
 
 
 def _dropped_lines(template: nodes.Template) -> list[int]:
-    """Return the lines of visible text outside the blocks of a template that always extends another."""
+    """Return the lines of visible text after a top-level ``{% extends %}`` and outside of blocks."""
     lines: list[int] = []
     extends = False
     for node in template.body:
