@@ -23,6 +23,8 @@ from cuda_progcache.report.plots import plots
 
 #: The limit on the size of a report on 10,000 programs without listings, in bytes.
 LARGEST = 4_000_000
+#: Milliseconds to wait for Chromium at most, on a busy machine.
+PATIENCE = 300_000
 
 
 class Parts(HTMLParser):
@@ -209,7 +211,7 @@ def browser(few, many):
     if found is None:
         pytest.skip("no Chromium is installed: apt install chromium, or set CHROMIUM")
     with driver.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=PATIENCE)
         yield started
         started.close()
 
@@ -218,6 +220,7 @@ def browser(few, many):
 def opened(browser, path, width=1400, **options):
     """Open a report in a new page; console messages, script errors, dialogs and network requests are failures."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+    context.set_default_timeout(PATIENCE)
     shown = context.new_page()
     complaints = []
     shown.on("console", lambda message: complaints.append(message.text))
