@@ -241,7 +241,7 @@ def _number(release: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> int:
     """Print a table; return 1 if an outcome is wrong, 2 if an environment can't be created."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", action="append", choices=[*RELEASES, NEWEST, *CCCL], help="only this one; repeatable")
+    parser.add_argument("--release", action="append", choices=[*RELEASES, NEWEST, *CCCL], help="only this; repeatable")
     parser.add_argument("--few", action="store_true", help="fewer compiles; without --cccl, fewer programs, too")
     parser.add_argument("--cccl", action="store_true", help="run the releases of CCCL instead of NVRTC")
     given = parser.parse_args(arguments)
