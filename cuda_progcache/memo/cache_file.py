@@ -20,10 +20,10 @@ result is computed and returned, with a warning.
 
 Arguments that are files
 ------------------------
-``file_args`` names the parameters that are files. If it isn't given, path
-objects count as files, and so does a string that is one line of at most 4,096
-characters, contains a path separator or begins with a dot, and names something
-that exists; a text of source code doesn't count.
+``file_args`` names the parameters that are files. Path objects are files in any
+parameter. If ``file_args`` isn't given, so is a string that is one line of at
+most 4,096 characters, contains a path separator or begins with a dot, and names
+something that exists; a text of source code isn't a file.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def cache_file(
         The format in which values are written.
     file_args : sequence of str, optional
         Parameters whose values are paths; the files' contents count. Default: every argument that looks like a path
-        (see the module's docstring).
+        (see the module's docstring). Path objects count in any case.
     ignore_args : sequence of str, optional
         Parameters that don't count.
     file_pattern : str or re.Pattern, optional
@@ -258,7 +258,7 @@ class CachedFunction(Memoized[..., Any]):
         directory = str(options.cache_dir)
         store = DirectoryCache(directory, self.fname, options.algo)
         rule = PathRule(
-            frozenset(options.file_args or ()), options.file_args is None, options.file_pattern, options.algo,
+            frozenset(options.file_args or ()), True, options.file_args is None, options.file_pattern, options.algo,
             options.hash_file_paths, self._other_paths,
         )  # fmt: skip
         super().__init__(

@@ -222,11 +222,13 @@ def state_of(item: Watched) -> str | None:
 class PathRule(NamedTuple):
     """The rule that says which arguments of a function are files, and what counts of each file.
 
-    The ``declared`` parameters are files. With ``guess``, so are path objects and strings that look like a path and
-    exist. ``others()`` gives further paths that count. Without ``places`` only the content counts.
+    The ``declared`` parameters are files. With ``objects``, so are path objects anywhere; with ``guess``, so are
+    strings that look like a path and exist. ``others()`` gives further paths that count. Without ``places`` only the
+    content counts.
     """
 
     declared: frozenset[str] = frozenset()
+    objects: bool = False
     guess: bool = False
     pattern: Pattern = None
     algo: str = "xxhash64"
@@ -236,7 +238,7 @@ class PathRule(NamedTuple):
     def argument(self, name: str, value: Any, watched: dict[str, Watched]) -> Any:
         """Return the part of an argument that is digested as a value; add the files in it to ``watched``."""
         named = name in self.declared
-        if not (named or self.guess):
+        if not (named or self.objects or self.guess):
             return value
         seen: list[str] = []
         rest = without_paths(value, seen, declared=named, guess=self.guess)

@@ -191,9 +191,16 @@ class BytecodeCache:
             data = frame(compiled, key)
             _make_private(self.directory)  # it may have been removed
             put_in_place(path, data, staged=staged, mode=0o600)
-            self._clean_daily()
         except (OSError, FrameError) as error:
             self._not_kept(name, str(error))
+            return
+        try:
+            self._clean_daily()
+        except OSError as error:
+            from cuda_progcache._util.warning import warn
+            from cuda_progcache.errors import ProgCacheWarning
+
+            warn(f"can't remove unused compiled templates from {self.directory}: {error}", ProgCacheWarning)
 
     def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Bucket:
         """Look up a template for one of Jinja2's loaders (the ``jinja2.BytecodeCache`` protocol).

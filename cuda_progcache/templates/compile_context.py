@@ -284,8 +284,8 @@ class _Described:
             return _name(kind)  # one of Jinja2's extensions or ours
         state = getattr(value, "__dict__", None)
         if "__dataclass_fields__" in vars(kind) or (state is not None and callable(value)) or _is_extension(kind):
-            kept = {k: v for k, v in (state or {}).items() if k != "environment"}  # of an extension
-            return self._type(kind) + self.of(kept)
+            # An extension refers to its environment, which is digested by itself.
+            return self._type(kind) + self.of({k: v for k, v in (state or {}).items() if not _is_environment(v)})
         raise UnknownContentError(f"a {kind.__qualname__}")
 
     def _type(self, kind: type) -> bytes:
@@ -358,6 +358,11 @@ def _file(module: str) -> bytes:
 
 def _module(module: Any) -> bytes:
     return f"{module.__name__} {getattr(module, '__version__', '')}".encode() + _file(module.__name__)
+
+
+def _is_environment(value: Any) -> bool:
+    jinja2 = sys.modules.get("jinja2.environment")
+    return jinja2 is not None and isinstance(value, jinja2.Environment)
 
 
 def _is_extension(kind: type) -> bool:

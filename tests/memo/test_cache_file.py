@@ -482,9 +482,9 @@ def test_strings_that_name_something_count_as_files_unless_others_are_declared(s
     def told(what, other=()):
         return Path(what).read_text()
 
-    assert (guessed([{"at": str(path)}]), told(str(path))) == ("1", "1")
+    assert (guessed([{"at": str(path)}]), told(str(path)), told(path)) == ("1", "1", "1")
     path.write_text("2")
-    assert (guessed([{"at": str(path)}]), told(str(path))) == ("2", "1")
+    assert (guessed([{"at": str(path)}]), told(str(path)), told(path)) == ("2", "1", "2")
 
 
 def test_a_long_source_text_is_no_path(store):

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import nodes
 
-from cuda_progcache.errors import ProgCacheError, StoreError, UnsafeRootError
+from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.events import subscribe
 from cuda_progcache.templates import Environment, abi, bytecode_cache, patch_jinja2, unpatch_jinja2
 from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory, hash_source
@@ -487,6 +487,18 @@ def test_setting_cleans_up_once_a_day(cache):
     assert not old.exists()
     assert time.time() - marker.stat().st_mtime < 3600
     assert cache.stats()["file_count"] == 2
+
+
+def test_a_template_is_kept_though_nothing_can_be_cleaned_up(cache):
+    cache.set("first", SOURCE, code())
+    marker = pathlib.Path(cache.directory, "__progcache_cleaned")
+    marker.unlink()
+    marker.mkdir()
+    os.utime(marker, (time.time() - 90000,) * 2)
+    with pytest.warns(ProgCacheWarning, match=r"can't remove unused compiled templates from .*__progcache_cleaned"):
+        cache.set("second", SOURCE, code())
+    assert cache.get("second", SOURCE) is not None
+    assert cache.failed == 0
 
 
 def test_the_default_directory(monkeypatch, tmp_path):

@@ -33,6 +33,11 @@ class Tile:
     n: int = 4
 
 
+@dataclasses.dataclass
+class Place:
+    environment: str
+
+
 class Scale:
     def __init__(self, by):
         self.by = by
@@ -94,6 +99,8 @@ DISTINCT = [
         Tile(1),
         Tile(2),
         Tile(1, 5),
+        Place("staging"),
+        Place("production"),
     ),
     *(
         len,
