@@ -10,7 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from cuda_progcache.service.settings import SETTINGS
 
-_HEADINGS = ("variable", "sets", "without it")
+_HEADINGS = ("variable", "meaning", "default")
 
 
 class Settings(SphinxDirective):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``cuda-progcache`` command.
 
-:func:`main` is the console script's entry point. Commands live in modules of
-their own and are imported when they are called, so that ``--help`` and
-``stats`` don't pay for what ``prewarm`` needs.
+:func:`main` is the console script's entry point. Each command is in a module of
+its own, which is imported when the command is called: ``--help`` and ``stats``
+don't pay for the imports of ``prewarm``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run ``cuda-progcache`` and leave the process with its exit code.
+    """Run ``cuda-progcache`` and exit with its exit code.
 
     Parameters
     ----------

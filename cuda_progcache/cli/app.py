@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command group: lazily imported commands, errors as one line, exit codes."""
+"""The command group: it imports commands lazily, reports errors in one line and sets the exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cuda_progcache.cli.session import common_options
 
 
 class ExitCode(IntEnum):
-    """What the process's exit code means."""
+    """The exit codes of ``cuda-progcache``."""
 
     OK = 0
     FAILED = 1
@@ -41,58 +41,58 @@ class ExitCode(IntEnum):
 
 EXIT_CODES = """\b
 Exit codes:
-    0  done
-    1  a compile, a render or part of a prewarm failed; verify or check found something; what was compared differs; a \
-bundle is damaged; or the output can't be written
-    2  wrong usage: an unknown command, option, kernel, parameter or architecture, a bad setting or manifest
-    3  the cache can't be used: unsafe, unreadable, not a directory, disk full
+    0  success
+    1  a compile, a render or part of a prewarm failed; a check found a problem; the compared programs or caches \
+differ; a bundle is damaged; or the output can't be written
+    2  wrong usage: an unknown command, option, kernel, parameter or architecture, or an invalid setting or manifest
+    3  the cache can't be used: it is unsafe, unreadable or not a directory, or the disk is full
     4  a compiler library, header package or inspection tool is missing
-    5  nothing in the cache fits, or more than one program does
-   70  a defect in cuda-progcache itself (CUDA_PROGCACHE_TRACEBACK=1 shows where)
-  130  interrupted; 143: terminated; 141: the reader of the output went away
+    5  no program in the cache matches, or more than one does
+   70  an internal error; CUDA_PROGCACHE_TRACEBACK=1 shows the traceback
+  130  interrupted (SIGINT); 141: the reader closed the output; 143: terminated (SIGTERM)
 
-With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
-object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
+With --json, stdout carries one JSON object and nothing else. If the command fails before it has a result, the object
+is {"error": {"type", "message", "exit_code", "log"}}. The --help of each command describes its object.
 
 \b
-Completion in bash (zsh_source and fish_source for these):
+Completion in bash (in zsh: zsh_source, in fish: fish_source):
     eval "$(_CUDA_PROGCACHE_COMPLETE=bash_source cuda-progcache)"
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "Compile a source file or a library kernel, through the cache."),
-    "render": ("library", "Print the source of a kernel template with its parameters."),
-    "kernels": ("library", "The library's kernels and their parameters."),
+    "render": ("library", "Print the source rendered from a kernel template."),
+    "kernels": ("library", "List the library's kernels and their parameters."),
     "prewarm": ("prewarm", "Compile a library's variants before they are needed."),
     "demo": ("prewarm", "Compile the bundled kernels for four architectures."),
-    "list": ("listing", "The programs in the cache."),
-    "show": ("entries", "Everything about one program: its origin, and what it uses."),
-    "explain": ("explain", "Why a program had to be compiled."),
-    "compare": ("compare", "What differs between two caches, and why."),
-    "resources": ("inspection", "Registers, spills, shared memory and occupancy of kernels."),
-    "sass": ("inspection", "The machine code of a program."),
-    "diff": ("diff", "What differs between two programs, or two lockfiles."),
-    "top": ("inspection", "The largest, costliest, newest or least used programs."),
-    "provenance": ("provenance", "Everything that a program or another result was made from."),
-    "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
-    "doctor": ("doctor", "What is installed here, and what is wrong with it."),
-    "config": ("doctor", "The settings: what is set, where, and what each means."),
-    "watch": ("watch", "Show what other processes do with the cache, live."),
-    "stats": ("cache", "Size, hit rate and compile time of the cache."),
-    "report": ("report", "Write the cache as one HTML file."),
+    "list": ("listing", "List the programs in the cache."),
+    "show": ("entries", "Show one program: its origin and the resources it uses."),
+    "explain": ("explain", "Explain why a program had to be compiled."),
+    "compare": ("compare", "Show what differs between two caches, and why."),
+    "resources": ("inspection", "Show registers, spills, shared memory and occupancy."),
+    "sass": ("inspection", "Print the machine code of a program."),
+    "diff": ("diff", "Show what differs between two programs or two lockfiles."),
+    "top": ("inspection", "Rank programs by size, compile time, age or last use."),
+    "provenance": ("provenance", "Trace a program or another result to its inputs."),
+    "affected": ("provenance", "List the programs and calls that depend on a file."),
+    "doctor": ("doctor", "Check the installation, the settings and the cache."),
+    "config": ("doctor", "Show the settings: their values, sources and meanings."),
+    "watch": ("watch", "Show live what other processes do with the cache."),
+    "stats": ("cache", "Show the size, hit rate and compile time of the cache."),
+    "report": ("report", "Write a report on the cache as one HTML file."),
     "verify": ("maintenance", "Check every byte of the cache."),
     "prune": ("maintenance", "Remove the least recently used entries."),
-    "pin": ("maintenance", "Keep programs from being evicted or pruned."),
+    "pin": ("maintenance", "Protect programs from eviction and pruning."),
     "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
-    "tiers": ("tiers", "Whether the tiers answer, and what they gave."),
+    "tiers": ("tiers", "Check the tiers and show their traffic."),
     "sync": ("tiers", "Copy programs between caches and tiers."),
     "gc": ("tiers", "Remove old programs from a tier."),
-    "lock": ("proof", "Write down the programs that a deploy needs."),
-    "check": ("proof", "Which programs can be used here, and which are missing."),
+    "lock": ("proof", "Write a lockfile of the programs that a deployment needs."),
+    "check": ("proof", "Check which programs are usable here, and which are missing."),
     "clear": ("cache", "Remove every entry."),
 }
-"""Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
+"""Command names, each with the module under ``cuda_progcache.cli`` that defines it and its line in ``--help``."""
 
 _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (errors.AmbiguousDigestError, ExitCode.NO_ENTRY),
@@ -117,19 +117,19 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
 
 
 class NoEntryError(click.ClickException):
-    """Nothing in the cache fits what was asked for."""
+    """No program in the cache matches the request, or more than one does."""
 
     exit_code = ExitCode.NO_ENTRY
 
 
 class ReaderLeftError(click.ClickException):
-    """Whoever read the output has closed it, as ``head`` does."""
+    """The reader has closed the output, as ``head`` does."""
 
     exit_code = ExitCode.BROKEN_PIPE
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which CI servers and Kubernetes send: what runs ends as at Ctrl-C, and so do its workers."""
+    """SIGTERM, which CI servers and Kubernetes send: the command and its workers end as on Ctrl-C."""
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _terminable() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: whoever started this looks after signals
+    except ValueError:  # not the main thread: the caller handles signals
         yield
         return
     try:
@@ -149,16 +149,16 @@ def _terminable() -> Iterator[None]:
 
 
 class CommandGroup(click.Group):
-    """A group whose commands are imported when they are called and whose errors are one line on stderr."""
+    """A group that imports each command when it is called and reports errors as one line on stderr."""
 
     context_class = Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Give the command names in the order of the help."""
+        """Return the command names in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
-        """Import and give the command; None when there is none of this name."""
+        """Import and return the command; None if there is no command of this name."""
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"cuda_progcache.cli.{COMMANDS[cmd_name][0]}")
@@ -176,7 +176,7 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; the error for an unknown one names the nearest."""
+        """Find the command; the error for an unknown name suggests the nearest."""
         name: str | None = args[0]
         if name and not name.startswith("-") and name not in COMMANDS and not ctx.resilient_parsing:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -188,41 +188,41 @@ class CommandGroup(click.Group):
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; click would answer a closed pipe with exit code 1, as if the command had failed."""
+        """Run the command, and exit with 141 if the pipe is closed; click would exit with 1, as for a failure."""
         try:
             return super().invoke(ctx)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise ReaderLeftError("nobody reads the output") from error
+                raise ReaderLeftError("the reader closed the output") from error
             raise
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
-        """Run a command and exit: no traceback, one clear line, a documented code."""
+        """Run a command and exit with a documented code; an error prints one line and no traceback."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra.pop("standalone_mode", None)
         with _terminable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            warnings.simplefilter("always", errors.ProgCacheWarning)  # each is said once as it is
+            warnings.simplefilter("always", errors.ProgCacheWarning)  # the package already warns only once
             try:
                 code = super().main(arguments, prog_name, standalone_mode=False, **extra)
                 sys.stdout.flush()
-            except Exception as error:  # noqa: BLE001 - the last frame of the process: all become a line and a code
+            except Exception as error:  # noqa: BLE001 - outermost frame: every error becomes a line and a code
                 code = _report(error, arguments)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
 def _refuse_repeated(ctx: click.Context, arguments: Sequence[str]) -> None:
-    """Refuse an option that takes one value and is given twice: click would take the last, and drop the others."""
+    """Refuse a repeated option that takes one value; click would silently use the last value."""
     try:
         _, _, order = ctx.command.make_parser(ctx).parse_args(list(arguments))
     except click.UsageError:
-        return  # told when the command itself reads them
+        return  # reported when the command parses its arguments
     for parameter in {p.name: p for p in order}.values():
         single = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
         if single and order.count(parameter) > 1:
-            raise click.UsageError(f"{parameter.opts[0]} is given more than once, and takes one value", ctx)
+            raise click.UsageError(f"{parameter.opts[0]} takes one value and is given more than once", ctx)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -230,14 +230,14 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _report(error: Exception, arguments: Sequence[str]) -> int:
-    """Say what went wrong on stderr (and as JSON on stdout when asked); give the exit code."""
+    """Report an error on stderr, and as JSON on stdout with ``--json``; return the exit code."""
     if isinstance(error, ReaderLeftError):
-        # Python flushes stdout at exit and would complain: give it a place to go.
+        # Python flushes stdout at exit, which would fail on the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.BROKEN_PIPE
     if isinstance(error, click.Abort):
         terminated = isinstance(error.__cause__, Terminated)
-        fail_line(f"{'terminated' if terminated else 'interrupted'}; what was stored before is kept")
+        fail_line(f"{'terminated' if terminated else 'interrupted'}; programs that were already stored are kept")
         return ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         line(error.format_message(), err=True)  # the help
@@ -249,7 +249,7 @@ def _report(error: Exception, arguments: Sequence[str]) -> int:
             message += f"\nTry '{error.ctx.command_path} --help'."
     else:
         code = next((int(c) for kind, c in _CODES if isinstance(error, kind)), int(ExitCode.INTERNAL))
-        # KeyError and its kin print the repr of their message.
+        # str() of a KeyError is the repr of its message.
         message = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -258,7 +258,7 @@ def _report(error: Exception, arguments: Sequence[str]) -> int:
                 raise error
             message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
     for word in arguments:
-        if (shown := masked(word)) != word:  # click repeats what it can't use
+        if (shown := masked(word)) != word:  # click quotes the arguments that it rejects
             message = message.replace(word, shown)
     fail_line(message)
     if log.strip() and log.strip() not in message:
@@ -287,4 +287,4 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> N
 )
 @common_options
 def app() -> None:
-    """CUDA programs compiled from Python: compiled once, kept, explained and shared."""
+    """Compile CUDA programs once, and keep, explain and share them."""

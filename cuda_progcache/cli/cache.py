@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``stats`` and ``clear``: the cache as a whole."""
+"""``stats`` and ``clear``: commands on the cache as a whole."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 STATS_JSON = """
---json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took), "by_target":
-{target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt", "evicted",
-"dropped", "refused", "read_errors", "stored", "unkeyed"} (what every process on this cache has counted), "unkept":
-{kind of reason: programs that were compiled here and can't be kept; list --unkept names them}, "templates":
+--json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (compile time of all entries),
+"by_target": {target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt",
+"evicted", "dropped", "refused", "read_errors", "stored", "unkeyed"} (totals of all processes on this cache),
+"unkept": {kind of reason: number of programs compiled but not kept; list --unkept lists them}, "templates":
 {"directory": str or null (off), "file_count", "total_bytes", "refused": str or null} (the compiled kernel templates)}
 """
 
 
-@click.command("stats", short_help="Size, hit rate and compile time of the cache.", epilog=STATS_JSON)
+@click.command("stats", short_help="Show the size, hit rate and compile time of the cache.", epilog=STATS_JSON)
 @common_options
 @click.pass_obj
 def stats_command(session: Session) -> None:
-    """Show how many programs the cache holds, their size, the time it took to compile them, and the hit rate."""
+    """Show the number of programs in the cache, their size, their total compile time, and the hit rate."""
     from cuda_progcache.compile.unkept import by_kind, listed
 
     cache = session.existing_cache(looking=True)
@@ -89,12 +89,12 @@ def stats_command(session: Session) -> None:
 
 
 def _numbered(counts: Iterable[tuple[str, int]]) -> str:
-    """Write how many there are of each; entries without a record have neither target nor arch."""
+    """Format the counts; entries without a record have neither target nor arch."""
     return ", ".join(f"{count:,} {'without a record' if name == 'unknown' else name}" for name, count in counts)
 
 
 def _compiled_templates() -> dict[str, Any]:
-    """Count the compiled kernel templates; looking makes no directory."""
+    """Count the compiled kernel templates, without creating their directory."""
     from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory
 
     directory = default_directory()
@@ -108,23 +108,23 @@ def _compiled_templates() -> dict[str, Any]:
 
 
 CLEAR_JSON = """
---json: {"root": str, "removed": int, "bytes": int}; needs --yes: there is no one to ask
+--json: {"root": str, "removed": int, "bytes": int}; needs --yes, since it can't ask
 """
 
 
 @click.command("clear", short_help="Remove every entry.", epilog=CLEAR_JSON)
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
 @click.option("--keep-pinned", is_flag=True, help="Keep pinned entries.")
 @common_options
 @click.pass_obj
 def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
-    """Remove every entry, pinned ones too unless --keep-pinned is given. Ask first, unless --yes is given."""
+    """Remove every entry, including pinned ones unless --keep-pinned is given. Ask first, unless --yes is given."""
     if session.json and not yes:
-        raise click.UsageError("clear --json needs --yes: there is no one to ask")
+        raise click.UsageError("clear --json needs --yes, since it can't ask")
     cache = session.existing_cache()
     removed = total = 0
     if cache is not None:
-        held = cache.stats()  # by what the directories say: no record is read for it
+        held = cache.stats()  # from directory listings alone; no record is read
         pinned, pinned_size = _pinned(cache)
         removed, total = held.entries, held.bytes
         if keep_pinned:
@@ -142,9 +142,9 @@ def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
 
 
 def _pinned(cache: FileStreamProgramCache) -> tuple[int, int]:
-    """How many pinned entries there are, and their bytes."""
+    """Return the number of pinned entries and their total size in bytes."""
     sizes = []
     for digest in cache.pins():
-        with contextlib.suppress(KeyError):  # pinned, and not there
+        with contextlib.suppress(KeyError):  # pinned, but not in the cache
             sizes.append(cache.info(digest).size)
     return len(sizes), sum(sizes)

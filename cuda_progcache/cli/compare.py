@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``compare``: what one cache holds and another doesn't, why, what that cost and who asked."""
+"""``compare``: the differences between two caches, their causes, their cost, and who compiled the new programs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from cuda_progcache.service.two_caches import Held
 
 COMPARE_JSON = """
---json: {"old": str, "new": str, "same": int, "seconds": float (compiling what the old one doesn't have took it),
-"causes": [{"reason", "count", "seconds"}], "made_by": [{"host", "command", "count", "seconds"}], "changed":
-[{program, "old_digest", "reasons"}], "added": [program], "gone": [program]}; each program has "digest", "name",
-"variant", "target_type", "arch", "seconds", "made_by"
+--json: {"old": str, "new": str, "same": int, "seconds": float (compile time of what NEW has and OLD lacks), "causes":
+[{"reason", "count", "seconds"}], "made_by": [{"host", "command", "count", "seconds"}], "changed": [{program,
+"old_digest", "reasons"}], "added": [program], "gone": [program]}; each program has "digest", "name", "variant",
+"target_type", "arch", "seconds", "made_by"
 
-Exit code 1: they differ.
+Exit code 1: the caches differ.
 """
 
 
-@click.command("compare", short_help="What differs between two caches, and why.", epilog=COMPARE_JSON)
+@click.command("compare", short_help="Show what differs between two caches, and why.", epilog=COMPARE_JSON)
 @click.argument("old", type=click.Path(exists=True, path_type=Path))
 @click.argument("new", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -34,15 +34,15 @@ Exit code 1: they differ.
     default=10,
     show_default=True,
     metavar="N",
-    help="Show at most this many programs of each kind.",
+    help="Show at most N changed, N added and N removed programs.",
 )
 @common_options
 @click.pass_obj
 def compare_command(session: Session, old: Path, new: Path | None, limit: int) -> int:
-    """Compare two caches: cache directories, bundles, or files with the output of list --json.
+    """Compare two caches. Each is a cache directory, a bundle, or a file with the output of list --json.
 
-    NEW defaults to the cache. Programs are matched by kernel and parameters (or name, options and instances), target
-    and architecture. For each match with different keys, the reasons are shown.
+    NEW defaults to the current cache. Programs are matched by kernel and parameters (or by name, options and name
+    expressions), by code type, target and architecture. If the keys of a match differ, the reasons are shown.
     """
     from cuda_progcache.cli.app import ExitCode
     from cuda_progcache.service.two_caches import compare
@@ -77,7 +77,7 @@ def compare_command(session: Session, old: Path, new: Path | None, limit: int) -
         f"{output.one_line(str(new))}, {len(found.gone):,} only in {output.one_line(str(old))}"
     )
     for text, (count, took) in found.causes.items():
-        output.line(f"{count:,} of them ({output.seconds(took)} of compile time): {output.one_line(text)}")
+        output.line(f"{count:,} changed ({output.seconds(took)} of compile time): {output.one_line(text)}")
     for (host, command), (count, took) in found.makers.items():
         asked = output.one_line(f"{command} on {host}")
         output.line(f"{output.plural(count, 'program')} ({output.seconds(took)}) compiled by {asked}")

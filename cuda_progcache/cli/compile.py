@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``compile``: one program, from a file or from the kernel library, through the cache."""
+"""``compile``: compile one program, from a file or the kernel library, through the cache."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ SUFFIXES = {
     ".bc": "nvvm",
     ".nvvm": "nvvm",
 }
-"""Suffixes of files, and the type of the code in them."""
+"""File suffixes and their code types."""
 
 COMPILE_JSON = """
---json: {"name", "kernel", "code_type", "target_type", "arch", "hit": bool, "digest" (null: not cached), "reason"
-(why), "path", "size" (bytes), "seconds" (this call), "compile_seconds" (what the compile took, now or then),
-"symbol_mapping", "log", "output"}
+--json: {"name", "kernel", "code_type", "target_type", "arch", "hit": bool, "digest" (null: not cached), "reason" (why
+it isn't cached), "path", "size" (bytes), "seconds" (this call), "compile_seconds" (the compile; for a hit, the
+original compile), "symbol_mapping", "log", "output"}
 
 \b
 Examples:
@@ -57,7 +57,7 @@ Examples:
 
 
 class _CompileCommand(click.Command):
-    """The command; an option of the compiler's that is typed as one of ours is answered with how to give it."""
+    """The command; if a compiler option is given as an option of the command, the error names the -O form."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -71,7 +71,7 @@ class _CompileCommand(click.Command):
                 raise
             value = "true" if "bool" in kinds[field] else "VALUE"
             raise click.UsageError(
-                f"there is no option {error.option_name}; give it to the compiler as -O {field}={value}", ctx
+                f"there is no option {error.option_name}; to set it for the compiler, use -O {field}={value}", ctx
             ) from error
 
 
@@ -82,12 +82,12 @@ class _CompileCommand(click.Command):
     epilog=COMPILE_JSON,
 )
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--code-type", type=click.Choice(["c++", "ptx", "nvvm"]), help="What FILE is. [default: by its suffix]")
+@click.option("--code-type", type=click.Choice(["c++", "ptx", "nvvm"]), help="FILE's type. [default: by its suffix]")
 @click.option(
     "--arch",
     metavar="ARCH",
     shell_complete=archs,
-    help="The architecture, such as sm_90. [default: that of the first GPU]",
+    help="The architecture to compile for, such as sm_90. [default: that of the first GPU]",
 )
 @click.option(
     "--target",
@@ -95,7 +95,7 @@ class _CompileCommand(click.Command):
     type=click.Choice(["cubin", "ptx", "ltoir"]),
     default="cubin",
     show_default=True,
-    help="What to compile to.",
+    help="The type of binary to produce.",
 )
 @click.option("-D", "--define", "defines", multiple=True, metavar="NAME[=VALUE]", help="Define a macro; repeatable.")
 @include_option
@@ -105,7 +105,7 @@ class _CompileCommand(click.Command):
     "name_expressions",
     multiple=True,
     metavar="EXPR",
-    help="Instantiate this template, such as 'scale<float>'; repeatable.",
+    help="Instantiate a template, such as 'scale<float>'; repeatable.",
 )
 @click.option(
     "-O",
@@ -113,7 +113,7 @@ class _CompileCommand(click.Command):
     "fields",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Set any field of ProgramOptions, such as lineinfo=true; repeatable.",
+    help="Set a field of ProgramOptions, such as lineinfo=true; repeatable.",
 )
 @click.option(
     "--kernel", metavar="NAME", shell_complete=kernels, help="Compile this kernel of the library instead of a file."
@@ -126,7 +126,7 @@ class _CompileCommand(click.Command):
     "target",
     type=OutputFile(allow_dash=True),
     metavar="FILE",
-    help="Write the binary here; - is stdout.",
+    help="Write the binary to this file; - is stdout.",
 )
 @verbose_option
 @common_options
@@ -147,9 +147,9 @@ def compile_command(
     manifest: Path | None,
     target: str | None,
 ) -> None:
-    """Compile FILE (- is stdin) or a library kernel, unless the cache already has it."""
+    """Compile FILE (- is stdin) or a library kernel, unless the cache already has the binary."""
     if session.json and target == "-":
-        raise click.UsageError("--json and -o - both want stdout")
+        raise click.UsageError("--json and -o - both write to stdout: use one of them")
     from cuda_progcache import ProgramOptions
     from cuda_progcache.compile.arch import with_arch
 
@@ -165,7 +165,7 @@ def compile_command(
         program = session.service(library, include_paths).kernel(kernel, arch=arch, target_type=target_type, **values)
     elif file is not None and kernel is None:
         if parameters or manifest is not None:
-            raise click.UsageError("-p and --manifest are for --kernel; a file takes -D and -O")
+            raise click.UsageError("-p and --manifest need --kernel; with a FILE, use -D and -O")
         code_type = code_type or _code_type(file)
         own = {"arch": arch, "std": std, "include_path": list(include_paths), "define_macro": _macros(defines)}
         options = program_options({"name": _name(file)} | _joined(own, parse_options(fields)))
@@ -177,7 +177,7 @@ def compile_command(
             name_expressions=name_expressions,
         )
     else:
-        raise click.UsageError("give a FILE or --kernel NAME, not both")
+        raise click.UsageError("give either FILE or --kernel NAME")
     elapsed = time.perf_counter() - start
     if target == "-":
         output.write(program.data)
@@ -187,11 +187,11 @@ def compile_command(
 
 
 def _joined(own: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """Merge the fields set by their own options (``--std``) with those set by -O; lists are concatenated."""
+    """Merge fields set by dedicated options such as ``--std`` with fields set by ``-O``; concatenate lists."""
     given = {field: value for field, value in own.items() if value}
     for field in given.keys() & fields.keys():
         if not isinstance(given[field], list):
-            raise click.BadParameter(f"given twice, here and by --{field}", param_hint=f"-O {field}")
+            raise click.BadParameter(f"given twice, here and with --{field}", param_hint=f"-O {field}")
         given[field] += fields[field]
     return fields | given
 
@@ -199,13 +199,13 @@ def _joined(own: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 def _code_type(file: str) -> str:
     suffix = Path(file).suffix.lower()
     if suffix not in SUFFIXES:
-        what = "stdin has no suffix" if file == "-" else f"the suffix {suffix!r} of {file} says nothing"
-        raise click.UsageError(f"{what}: give --code-type c++, ptx or nvvm (known: {' '.join(SUFFIXES)})")
+        what = "stdin has no suffix" if file == "-" else f"the suffix {suffix!r} of {file} isn't known"
+        raise click.UsageError(f"{what}: give --code-type c++, ptx or nvvm (known suffixes: {' '.join(SUFFIXES)})")
     return SUFFIXES[suffix]
 
 
 def _name(file: str) -> str:
-    """Name the program after its file, as compilers do: diagnostics point at it, headers beside it are found."""
+    """Return the program's name: its file, as in compilers, so that diagnostics and relative includes work."""
     return "stdin" if file == "-" else file
 
 
@@ -220,19 +220,20 @@ def _read(file: str, code_type: str) -> str | bytes:
 
 
 def _macros(defines: tuple[str, ...]) -> list[str | tuple[str, str]]:
-    """Split ``NAME=VALUE``; a bare NAME is defined as 1 by the compiler."""
+    """Split each ``NAME=VALUE``; the compiler defines a bare NAME as 1."""
     return [(name, value) if equals else name for name, equals, value in (text.partition("=") for text in defines)]
 
 
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Turn ``FIELD=VALUE`` texts into ProgramOptions fields, by the fields' declared types.
+    """Parse ``FIELD=VALUE`` texts into ProgramOptions fields of the declared types.
 
-    A field that takes a list may be given more than once.
+    A list field may be given more than once.
 
     Raises
     ------
     click.BadParameter
-        Unknown field (the nearest is named), wrong type, given twice, or no text form.
+        The field is unknown (the message suggests the nearest), has the wrong type, is given twice, or has no text
+        form.
     """
     from cuda_progcache import ProgramOptions
 
@@ -247,7 +248,7 @@ def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"ProgramOptions has no field '{name}'{hint}", param_hint="-O")
         kind = types[name]
         if name == "extra_sources":
-            raise click.BadParameter("extra_sources holds (name, source) pairs: use the Python API", param_hint="-O")
+            raise click.BadParameter("extra_sources takes (name, source) pairs: use the Python API", param_hint="-O")
         hint = f"-O {name}"
         if not equals:
             if "bool" not in kind:
@@ -274,7 +275,7 @@ def _option_value(text: str, kind: str, hint: str) -> Any:
 
 
 def program_options(fields: dict[str, Any]) -> Any:
-    """Make ProgramOptions; what it refuses is a usage error."""
+    """Return ProgramOptions with these fields; an invalid value is a usage error."""
     from cuda_progcache import ProgramOptions, errors
 
     try:
@@ -294,7 +295,7 @@ def _tell(
     elapsed: float,
     target: str | None,
 ) -> None:
-    """Report what was done: JSON on stdout, or lines (on stderr when stdout carries the binary)."""
+    """Report the result: as JSON on stdout, or as lines (on stderr if stdout carries the binary)."""
     about = program.about
     duration = about.duration
     path = _entry_path(session, program.digest)
@@ -344,13 +345,13 @@ def _tell(
         output.line(line, err=aside)
     if about.resource_usage == {} and program.target_type == "cubin":
         output.note_line(
-            "there is no kernel in it: declare kernels __global__, and name the instances of a template with "
-            "--name-expression, such as 'scale<float>' (in a manifest, with name_expressions)"
+            "the binary has no kernel: declare kernels __global__, and instantiate templates with --name-expression, "
+            "such as 'scale<float>' (in a manifest: name_expressions)"
         )
 
 
 def _why_not(session: Session) -> str:
-    """Why a program that can be kept has no entry on the disk."""
+    """Return the reason why a program that can be kept has no entry on disk."""
     from cuda_progcache._util import modes
 
     mode = modes.current()
@@ -362,6 +363,6 @@ def _text(name: str | bytes) -> str:
 
 
 def _entry_path(session: Session, digest: str | None) -> Path | None:
-    """Return an entry's path; None if it isn't on disk (memory replaces a root that can't be written)."""
+    """Return an entry's path; None if it isn't on disk (a memory store replaces a root that can't be written)."""
     path = None if digest is None else session.root() / "entries" / digest[:2] / digest[2:]
     return path if path is not None and path.is_file() else None

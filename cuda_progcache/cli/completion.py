@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a shell offers for a program, a kernel, a parameter or an architecture that is being typed.
+"""Shell completion of programs, kernels, parameters and architectures.
 
-A shell asks anew at each Tab: what takes long to look up is looked up as far as a moment goes.
+The shell starts a new process at each Tab, so slow lookups stop after a fixed time and offer what they have found.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.store.base import EntryInfo
 
-#: Seconds for which records are read, and characters of a digest that are offered.
+#: The time limit for reading records in seconds, and the number of digest digits offered.
 _MOMENT, _DIGITS = 0.3, 12
 
 
 def programs(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The programs in the cache: digests once two digits are typed, and names."""
+    """Return the programs in the cache: their names and, after two digits, their digests."""
     digits = len(typed) >= 2 and is_hex(typed)
     with _nothing_on_trouble() as found:
         found.extend(_by_digest(ctx, typed) if digits else ())
@@ -36,21 +36,21 @@ def programs(ctx: click.Context, _param: click.Parameter, typed: str) -> list[Co
 
 
 def names(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The names of the programs in the cache."""
+    """Return the names of the programs in the cache."""
     with _nothing_on_trouble() as found:
         found.extend(_by_name(ctx, typed))
     return found
 
 
 def kernels(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The kernels of the library."""
+    """Return the kernels of the library."""
     with _nothing_on_trouble() as found:
         found.extend(CompletionItem(k.name, help=k.description) for k in _library(ctx) if k.name.startswith(typed))
     return found
 
 
 def parameters(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """``name=value`` of the kernel that was named: the name first, then its values where they are listed."""
+    """Return ``name=value`` for the given kernel: parameter names first, then the values of the typed name."""
     with _nothing_on_trouble() as found:
         declared = _library(ctx)[str(ctx.params["kernel"])].parameters
         name, equals, value = typed.partition("=")
@@ -65,7 +65,7 @@ def parameters(ctx: click.Context, _param: click.Parameter, typed: str) -> list[
 
 
 def archs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The architectures."""
+    """Return the known architectures."""
     from cuda_progcache.inspect import occupancy_calculator
 
     return [CompletionItem(arch) for arch in occupancy_calculator.archs() if arch.startswith(typed)]
@@ -108,7 +108,7 @@ def _told(entry: EntryInfo) -> str:
 def _cache(ctx: click.Context) -> Any:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-    root = ctx.obj.root()  # the Session of the words before
+    root = ctx.obj.root()  # of the Session that the preceding words set up
     return FileStreamProgramCache(root, mode="ro") if root.exists() else None
 
 
@@ -120,7 +120,7 @@ def _library(ctx: click.Context) -> KernelLibrary:
 
 @contextmanager
 def _nothing_on_trouble() -> Iterator[list[CompletionItem]]:
-    """Offer what was found until then: a shell has no place for a message."""
+    """Suppress errors, keeping the items found so far: a shell can't show a message."""
     found: list[CompletionItem] = []
     try:
         yield found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``diff``: what differs between two programs, or two lockfiles."""
+"""``diff``: show what differs between two programs or two lockfiles."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from cuda_progcache.service.comparison import ProgramDiff
 
 DIFF_JSON = """
---json: {"equal": bool (the bytes), "same_code": bool, "key": [a sentence per difference of what they were compiled
+--json: {"equal": bool (the bytes), "same_code": bool, "key": [one sentence per difference in what they were compiled
 from], "kernels": [{"name", "kind": "same", "changed", "added" or "removed", "deltas": {field: [before, after]},
-"lines": [of a unified diff of the machine code]}], "lines": [the same of two PTX texts]}
+"lines": [lines of a unified diff of the machine code]}], "lines": [lines of a unified diff of two PTX texts]}
 
-With --lock: {"programs": [{"program", "status": "code" (other machine code), "bytes" (the file differs, the machine
-code doesn't), "key" (only what it was compiled from), "added", "removed" or "unknown" (a binary isn't in the cache),
-"before", "after" (digests, or null), "diff" (as above, or null)}]}
+With --lock: {"programs": [{"program", "status": "code" (the machine code differs), "bytes" (the file differs, but not
+its machine code), "key" (only what it was compiled from differs), "added", "removed" or "unknown" (a binary isn't in
+the cache), "before", "after" (digests, or null), "diff" (as above, or null)}]}
 """
 
 
-@click.command("diff", short_help="What differs between two programs, or two lockfiles.", epilog=DIFF_JSON)
+@click.command("diff", short_help="Show what differs between two programs or two lockfiles.", epilog=DIFF_JSON)
 @click.argument("before", shell_complete=programs)
 @click.argument("after", shell_complete=programs)
 @click.option("--lock", "locks", is_flag=True, help="BEFORE and AFTER are lockfiles.")
@@ -39,7 +39,7 @@ code doesn't), "key" (only what it was compiled from), "added", "removed" or "un
     metavar="FILE",
     help="With --lock: also write Markdown for a pull request.",
 )
-@click.option("--stat", is_flag=True, help="Leave out the machine code.")
+@click.option("--stat", is_flag=True, help="Don't show the machine code.")
 @click.option(
     "-U",
     "--unified",
@@ -47,7 +47,7 @@ code doesn't), "key" (only what it was compiled from), "added", "removed" or "un
     type=click.IntRange(min=0),
     default=3,
     metavar="N",
-    help="Lines of context. [default: 3]",
+    help="Show N lines of context. [default: 3]",
 )
 @block_option
 @shared_option
@@ -67,14 +67,15 @@ def diff_command(
     dynamic_shared: int,
     manifest: Path | None,
 ) -> None:
-    """Say what differs between two programs: what they were compiled from, what they use, and their machine code.
+    """Compare two programs: what they were compiled from, the resources they use, and their machine code.
 
-    BEFORE and AFTER are files, what show takes, or kernels of the library: 'softmax?dtype=float16@sm_90'. Machine code
-    is compared kernel by kernel, without addresses, so code that only moved is equal. Exit code 1: they differ. Cubins
-    need nvdisasm.
+    BEFORE and AFTER are files, digests or names as for show, or library kernels such as 'softmax?dtype=float16@sm_90'.
+    Machine code is compared kernel by kernel and without addresses, so code that only moved is equal. Comparing cubins
+    needs nvdisasm. Exit code 1: the programs differ.
 
-    With --lock, compare two lockfiles by the binaries in the cache, where prewarm --lock puts them: for which programs
-    the machine code changed, and for which only the key. Exit code 1: machine code changed.
+    With --lock, compare two lockfiles by the binaries in the cache, where prewarm --lock puts them. The result shows
+    for which programs the machine code changed, and for which only the key. Exit code 1: machine code changed or can't
+    be compared, or a program was added or removed.
     """
     from cuda_progcache.service.comparison import compare
 
@@ -85,7 +86,7 @@ def diff_command(
             click.get_current_context().exit(1)
         return
     if markdown is not None:
-        raise click.UsageError("--markdown is for lockfiles: give --lock, too")
+        raise click.UsageError("--markdown needs --lock")
     old, new = (program_at(session, one, manifest) for one in (before, after))
     found = compare(old, new, context)
     if session.json:
@@ -111,7 +112,7 @@ def _tell(
         output.line("the binaries are equal")
         return
     if found.binary.same_code:
-        output.line("the machine code is equal; only what stands around it in the files differs")
+        output.line("the machine code is equal; only other parts of the files differ")
         return
     for one in found.binary.kernels:
         output.line(click.style(f"{output.printable(one.name)}: {one.kind}{_counts(one)}", bold=one.kind != "same"))
@@ -143,7 +144,7 @@ def _change(old: int | None, new: int | None) -> str:
 def _occupancies(
     one: KernelDiff, binaries: tuple[bytes, bytes], block_size: int | None, dynamic_shared: int
 ) -> list[str]:
-    """Say how the occupancy of a kernel changed; nothing where it didn't."""
+    """Return a line on how a kernel's occupancy changed; an empty list if it didn't."""
     from cuda_progcache.errors import InspectError
     from cuda_progcache.inspect import Cubin, occupancy
 

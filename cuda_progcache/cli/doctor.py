@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``doctor`` and ``config``: what is installed here, what is wrong with it, and what is set."""
+"""``doctor`` and ``config``: the installation, its problems, and the settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ DOCTOR_JSON = """
 """
 
 
-@click.command("doctor", short_help="What is installed here, and what is wrong with it.", epilog=DOCTOR_JSON)
+@click.command("doctor", short_help="Check the installation, the settings and the cache.", epilog=DOCTOR_JSON)
 @common_options
 @click.pass_obj
 def doctor_command(session: Session) -> None:
-    """Check compilers, headers, tools, settings and the cache, and try each compiler. Exit code 1: a problem."""
+    """Check compilers, headers, tools, settings and the cache, and try each compiler.
+
+    Exit code 1: there is a problem.
+    """
     from cuda_progcache.service.doctor import examine
 
     found = examine(session.cache_dir)
@@ -45,19 +48,19 @@ def doctor_command(session: Session) -> None:
 
 CONFIG_JSON = """
 --json: {"root": str, "mode": str, "settings": [{"name", "value" (null: not set), "source" ("environment" or
-"default"), "default", "meaning"}], "tiers": {"source": str (a variable, or the path of a file; empty: there are
-none), "problem": str (empty: none), "tiers": [{"url", "mode", "trust", "keys", "max_bytes", "connect_timeout",
-"timeout", "write_timeout", and what else is set; of a secret, where it comes from}]}}
+"default"), "default", "meaning"}], "tiers": {"source": str (a variable, or the path of a file; empty: no tiers),
+"problem": str (empty: none), "tiers": [{"url", "mode", "trust", "keys", "max_bytes", "connect_timeout", "timeout",
+"write_timeout", and any other options that are set; for a secret, its source}]}}
 """
 
 
-@click.command("config", short_help="The settings: what is set, where, and what each means.", epilog=CONFIG_JSON)
+@click.command("config", short_help="Show the settings: their values, sources and meanings.", epilog=CONFIG_JSON)
 @common_options
 @click.pass_obj
 def config_command(session: Session) -> None:
-    """Show every setting: its value, where that comes from, and the default.
+    """Show the value, source, default and meaning of every setting.
 
-    Secrets aren't shown, only where they come from. Exit code 2: the tiers can't be used as they are written.
+    For a secret, only its source is shown. Exit code 2: the configuration of the tiers is invalid.
     """
     from cuda_progcache._util import modes
     from cuda_progcache.service.settings import SETTINGS, value_of
@@ -80,7 +83,7 @@ def config_command(session: Session) -> None:
         told = {"source": tiers.source, "problem": problem, "tiers": [tier.shown() for tier in tiers.tiers]}
         output.emit({"root": session.root(), "mode": modes.current(), "settings": settings, "tiers": told})
     else:
-        made = output.table(("variable", "value", "without it", "sets"))
+        made = output.table(("variable", "value", "default", "meaning"))
         for one in settings:
             made.add_row(one["name"], output.text(one["value"] or "-"), one["default"], one["meaning"])
         output.show(made)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``show``: where one program came from; how an entry is named and found."""
+"""``show``: describe one program. Also finds the entry that a digest or a name refers to."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 def entry_json(entry: EntryInfo, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Give the part of an entry's JSON form that ``list`` and ``show`` share.
+    """Return the fields of an entry's JSON form that ``list`` and ``show`` share.
 
     Parameters
     ----------
     entry : EntryInfo
     made_by : mapping, optional
-        Who compiled it (:class:`cuda_progcache.compile.history.Makers`).
+        The process that compiled it (:class:`cuda_progcache.compile.history.Makers`).
     """
     about = entry.about
     return {
@@ -58,16 +58,16 @@ def entry_json(entry: EntryInfo, made_by: Mapping[str, Any] | None = None) -> di
 
 
 def iso(moment: float) -> str:
-    """Write a moment in UTC, to the millisecond."""
+    """Format a time in UTC as ISO 8601, to the millisecond."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
 SHOW_JSON = """
---json: the fields that list gives of an entry, and "checksum", "resource_usage" ({kernel: {"registers",
+--json: the fields that list gives for an entry, and "checksum", "resource_usage" ({kernel: {"registers",
 "spill_store_bytes", "spill_load_bytes", "stack_bytes", "shared_bytes" (static), "local_bytes", "constant_bytes",
-"literal_bytes", "barriers", "max_threads", "code_bytes"}}, the figures of ptxas -v; null where there is none, as in
-PTX) and "record": the record as it was kept (name, code_type, target_type, arch, key, components, headers, toolchain,
-log, symbol_mapping, duration in seconds, created, resource_usage, kernel)
+"literal_bytes", "barriers", "max_threads", "code_bytes"}}, as ptxas -v reports them; null if there is none, as for
+PTX) and "record": the stored record (name, code_type, target_type, arch, key, components, headers, toolchain, log,
+symbol_mapping, duration in seconds, created, resource_usage, kernel)
 
 \b
 For scripts:
@@ -75,18 +75,19 @@ For scripts:
 """
 
 
-@click.command("show", short_help="Everything about one program: its origin, and what it uses.", epilog=SHOW_JSON)
+@click.command("show", short_help="Show one program: its origin and the resources it uses.", epilog=SHOW_JSON)
 @click.argument("key", shell_complete=programs)
 @click.option("--headers", is_flag=True, help="List every header that was read, with its digest.")
-@click.option("--components", is_flag=True, help="List what went into the key, field by field.")
+@click.option("--components", is_flag=True, help="List the components of the key, field by field.")
 @click.option("--path", "path_only", is_flag=True, help="Print only the path of the binary.")
 @common_options
 @click.pass_obj
 def show_command(session: Session, key: str, *, headers: bool, components: bool, path_only: bool) -> None:
-    """Show one program. KEY is the start of its digest, as list prints it (four digits or more), or its name.
+    """Show one program: what it was compiled from and with, and the resources it uses.
 
-    softmax, 'softmax?dtype=float16,block=256@sm_90' and scale.cu are names; of several programs, the one compiled last
-    is shown.
+    KEY is a prefix of the program's digest (four digits or more, as list prints them) or a name such as softmax,
+    'softmax?dtype=float16,block=256@sm_90' or scale.cu. If several programs match a name, the one compiled last is
+    shown.
     """
     from cuda_progcache.compile.history import Makers
 
@@ -106,25 +107,26 @@ def show_command(session: Session, key: str, *, headers: bool, components: bool,
 
 
 def find_entry(session: Session, key: str, *, newest: bool = False, looking: bool = False) -> EntryInfo:
-    """Give the one entry that is meant.
+    """Return the entry that a digest prefix or a name refers to.
 
     Parameters
     ----------
     session : Session
     key : str
-        The start of its digest (four digits or more), or ``kernel?param=value@arch``
+        A prefix of the digest (four digits or more), or ``kernel?param=value@arch``
         (:class:`~cuda_progcache.service.selection.Selection`).
     newest : bool
-        Of several that fit by name, give the one compiled last, and say how many there are; else that is an error.
+        If several entries match a name, return the one compiled last and print how many match; otherwise this is an
+        error.
     looking : bool
         As for :meth:`Session.existing_cache`.
 
     Raises
     ------
     NoEntryError
-        The cache is missing or has none, or several fit by name.
+        There is no cache, no entry matches, or several match a name.
     AmbiguousDigestError
-        More than one starts with these digits.
+        More than one digest starts with these digits.
     """
     cache = session.existing_cache(looking=looking)
     wanted = key.strip().lower()
@@ -135,7 +137,7 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
         except KeyError:
             pass  # a name may look like digits
     if not wanted:
-        raise click.BadParameter("give the start of a digest, or a name", param_hint="KEY")
+        raise click.BadParameter("give a digest prefix or a name", param_hint="KEY")
     try:
         selection = Selection.parse(key.strip())
     except ValueError as error:
@@ -151,40 +153,40 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
     if not fitting:
         raise NoEntryError(_nothing_called(session, key, selection, seen, digits=digits))
     if len(fitting) > 1:
-        told = f"{len(fitting):,} programs are called {output.one_line(key)}"
-        more = f"{session.command('list')} --kernel {selection.name} tells them apart"
+        told = f"{len(fitting):,} programs match {output.one_line(key)}"
+        more = f"{session.command('list')} --kernel {selection.name} shows them"
         if not newest:
-            raise NoEntryError(f"{told}; give the start of a digest, or kernel?param=value@arch: {more}")
+            raise NoEntryError(f"{told}; give a digest prefix or kernel?param=value@arch: {more}")
         output.note_line(f"{told}; this is the one compiled last ({more})")
     now = time.time() + 1
     return max(fitting, key=lambda entry: (entry.created <= now, entry.created))
 
 
 def _nothing_called(session: Session, key: str, selection: Selection, names: Iterable[str], *, digits: bool) -> str:
-    """Say that nothing has a digest or name, and what to type instead."""
+    """Return the message that no program matches, with a suggestion of what to type instead."""
     from cuda_progcache._util.suggest import nearest
 
     listing = session.command("list")
     if (selection.parameters or selection.arch) and any(fits(name, selection.name) for name in names):
-        named = f"no program in {session.root()} fits {key}"
-        return output.one_line(f"{named}; {listing} --kernel {shlex.quote(selection.name)} shows what is there")
+        named = f"no program in {session.root()} matches {key}"
+        return output.one_line(f"{named}; {listing} --kernel {shlex.quote(selection.name)} shows the programs")
     told = f"is called {key}"
     if digits:
         told = f"has a digest that starts with {key.strip().lower()}, or that name"
     near = nearest(selection.name, names)
     hint = f" did you mean {near!r}?" if near else ""
-    return output.one_line(f"no program in {session.root()} {told};{hint} {listing} shows what is there")
+    return output.one_line(f"no program in {session.root()} {told};{hint} {listing} shows the programs")
 
 
 def note_nothing(session: Session, cache: FileStreamProgramCache | None, name: str | None = None) -> None:
-    """Say why nothing is listed; of a missing cache, opening it has said so.
+    """Print why nothing is listed; for a missing cache, opening it has already printed a note.
 
     Parameters
     ----------
     session : Session
     cache : FileStreamProgramCache or None
     name : str, optional
-        The program's name that was asked for; if it is misspelt, the nearest is named.
+        The requested program name; if no program has it, the nearest name is suggested.
     """
     from cuda_progcache._util.suggest import nearest
 
@@ -201,7 +203,7 @@ def note_nothing(session: Session, cache: FileStreamProgramCache | None, name: s
 def _describe(
     session: Session, entry: EntryInfo, made_by: Mapping[str, Any] | None, *, headers: bool, components: bool
 ) -> None:
-    """Print an entry's provenance for people."""
+    """Print an entry's provenance and resource usage as text."""
     about, now = entry.about, time.time()
     told = output.fields()
     told.add_row("program", output.text(about.title, "bold"))
@@ -214,7 +216,7 @@ def _describe(
         told.add_row("compiled", f"{about.code_type or '-'} to {target}")
     else:
         told.add_row("binary", target)
-        told.add_row("", "put here without a record, as cuda.core does: what it was compiled from isn't known")
+        told.add_row("", "stored without a record, as cuda.core does: what it was compiled from isn't known")
     if about.duration is not None:
         told.add_row("", f"in {output.seconds(about.duration)}, {output.ago(now - entry.created)}")
     if made_by:
@@ -244,7 +246,7 @@ def _describe(
 
 
 def _describe_inputs(told: Table, about: CompileRecord, *, headers: bool, components: bool) -> None:
-    """Add what a program was compiled with: compiler, headers, key."""
+    """Add the compiler, the headers and the key's components."""
     from cuda_progcache.keys.explain import shown
 
     for name, digest, version in about.toolchain:
@@ -253,20 +255,20 @@ def _describe_inputs(told: Table, about: CompileRecord, *, headers: bool, compon
     told.add_row("headers", f"{len(read):,} read" + ("" if headers or not read else "; --headers lists them"))
     for name, digest in read if headers else ():
         told.add_row("", f"{_digest(digest)}  {name}")
-    told.add_row("key made of", f"{len(parts)} fields" + ("" if components else "; --components lists them"))
+    told.add_row("components", f"{len(parts)} in the key" + ("" if components else "; --components lists them"))
     for label, value in parts if components else ():
         told.add_row("", f"{label} = {_short(shown(label, value))}")
 
 
 def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:
-    """Give registers, spills and memory of each kernel: from the binary, else from the record.
+    """Return the registers, spills and memory of each kernel, from the binary or, if it can't be read, the record.
 
-    Records of earlier versions have other figures, and those of cuda.core have none.
+    The binary comes first because records of earlier versions have different figures and those of cuda.core have none.
 
     Returns
     -------
     dict, str or None
-        A str says why it can't be had; None: there is nothing to ask for, as in PTX.
+        The usage; a str that says why it can't be read; or None if the binary has none, as for PTX.
     """
     from cuda_progcache.errors import InspectError
 
@@ -282,7 +284,7 @@ def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
-    """Write parameters as they are typed: ``dtype=float16 block=256``."""
+    """Format parameters as they are typed: ``dtype=float16 block=256``."""
     return " ".join(f"{name}={value}" for name, value in parameters.items()) or "(the defaults)"
 
 
@@ -292,12 +294,12 @@ def _short(value: object, limit: int = 160) -> str:
 
 
 def _digest(identity: str) -> str:
-    """Shorten a digest for reading; its kind, as in ``build-id:``, stays."""
+    """Shorten a digest for display, keeping a prefix such as ``build-id:``."""
     return ":".join(part[:12] for part in identity.split(":"))
 
 
 def _resources(usage: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Make the table of registers, memory and spills per kernel."""
+    """Return the table of registers, memory and spills per kernel."""
     every = dict.fromkeys(name for each in usage.values() for name in each)
     columns = [name for name in every if name in _ALWAYS or any(each.get(name) for each in usage.values())]
     made = output.table(
@@ -316,12 +318,12 @@ def _how_to_open(session: Session, entry: EntryInfo) -> str:
     if target == "ptx":
         return f"open it: less $({session.command('show')} --path {prefix})"
     if target == "ltoir":
-        return "LTO-IR can only be read by nvJitLink, not by cuobjdump or nvdisasm"
+        return "only nvJitLink can read LTO-IR; cuobjdump and nvdisasm can't"
     return f"open it: {cuobjdump()} -sass $({session.command('show')} --path {prefix})"
 
 
 def cuobjdump() -> str:
-    """Give the command as it can be typed: by name where it is on PATH, else by its path in the wheel."""
+    """Return the cuobjdump command to type: its name if it is on PATH, otherwise its path in the wheel."""
     import shutil
 
     from cuda_progcache.errors import InspectError

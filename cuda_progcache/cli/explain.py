@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``explain``: why a program had to be compiled."""
+"""``explain``: say why a program had to be compiled."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 EXPLAIN_JSON = """
---json: the fields that list gives of the entry, and "reasons": [a sentence per difference from the nearest compile
-before it; "first compile of this program" where there was none]; of a program that isn't kept, the fields that list
---unkept gives, and "reasons": [why it isn't]
+--json: the fields that list gives for the entry, and "reasons": [one sentence per difference from the nearest earlier
+compile, or "first compile of this program"]; for a program that wasn't kept, the fields that list --unkept gives, and
+"reasons": [why it wasn't kept]
 
-While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss as it happens.
+With CUDA_PROGCACHE_LOG=explain, a running program prints the reasons for each miss as it happens.
 """
 
 
-@click.command("explain", short_help="Why a program had to be compiled.", epilog=EXPLAIN_JSON)
+@click.command("explain", short_help="Explain why a program had to be compiled.", epilog=EXPLAIN_JSON)
 @click.argument("key", required=False, shell_complete=programs)
-@click.option("--last", is_flag=True, help="The program compiled last.")
+@click.option("--last", is_flag=True, help="Explain the program compiled last.")
 @common_options
 @click.pass_obj
 def explain_command(session: Session, key: str | None, *, last: bool) -> None:
-    """Say what differs between a program and the nearest compile before it: headers, options, source, compiler.
+    """Explain why a program was compiled: how it differs from the nearest earlier compile.
 
-    KEY is the start of its digest, as list prints it, or a name: softmax, 'softmax?dtype=float16@sm_90', scale.cu; of
-    several programs the one compiled last is explained. For a program that was compiled but not kept, say why.
+    The differences are in headers, options, source or compiler. KEY is a prefix of the digest, as list prints it, or a
+    name such as softmax, 'softmax?dtype=float16@sm_90' or scale.cu. If several programs match a name, the one compiled
+    last is explained. For a program that was compiled but not kept, the reason is shown.
     """
     from cuda_progcache.cli.app import NoEntryError
     from cuda_progcache.compile.history import Makers, explain_entry
     from cuda_progcache.compile.unkept import listed
 
     if (key is None) == (not last):
-        raise click.UsageError("give the start of a digest, a name, or --last")
+        raise click.UsageError("give a digest prefix, a name, or --last")
     cache = session.existing_cache(looking=True)
     unkept = [] if cache is None else listed(cache)
     if key is None:
@@ -52,7 +53,7 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
             _tell_unkept(session, unkept[0])
             return
         if entry is None:
-            raise NoEntryError(f"nothing was compiled into {session.root()} yet")
+            raise NoEntryError(f"no program has been compiled into {session.root()} yet")
     else:
         fitting = [one for one in unkept if len(key) >= 4 and one.digest.startswith(key.strip().lower())]
         if len(fitting) == 1:
@@ -63,7 +64,7 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
         reasons = explain_entry(cache, entry.digest)
     except KeyError:
         raise NoEntryError(
-            f"{entry.digest[:12]} has no record to compare: it was put into the cache by cuda.core, or by hand"
+            f"{entry.digest[:12]} has no record to compare: it was stored by cuda.core or by hand"
         ) from None
     who = Makers(cache).of(entry)
     if session.json:
@@ -81,7 +82,7 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
 
 
 def _last(cache: FileStreamProgramCache | None) -> EntryInfo | None:
-    """The program compiled last; of those that a clock dated into the future only where there is no other."""
+    """Return the program compiled last; prefer programs that aren't dated in the future by a wrong clock."""
     from cuda_progcache.compile.history import is_compiled
 
     now = time.time() + 1
@@ -93,7 +94,7 @@ def _last(cache: FileStreamProgramCache | None) -> EntryInfo | None:
 
 
 def _tell_unkept(session: Session, one: Unkept) -> None:
-    """Say why a program wasn't kept."""
+    """Print why a program wasn't kept."""
     if session.json:
         output.emit({**one._asdict(), "reasons": [one.reason], "advice": one.advice})
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``export``: programs on their way to another machine, as a bundle, an image or a wheel."""
+"""``export``: write programs for another machine, as a bundle, an image or a wheel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
 
 EXPORT_JSON = """
---json: {"root": str, "path": str, "entries": int, "bytes": int (of the bundle; of an image or a wheel: of its
-entries), "damaged": int (left out)}
+--json: {"root": str, "path": str, "entries": int, "bytes": int (size of the bundle; for an image or a wheel, of its
+entries), "damaged": int (entries left out)}
 
-A bundle is a tar archive: tar -tf lists it, and tar -xf -C DIR makes a cache directory of it.
+A bundle is a tar archive: tar -tf lists it, and tar -xf BUNDLE -C DIR extracts it as a cache directory.
 
 Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was written.
 """
@@ -34,7 +34,7 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
 @click.command("export", short_help="Write programs to a bundle, an image or a wheel.", epilog=EXPORT_JSON)
 @click.argument("bundle", required=False, type=OutputFile())
 @lock_option
-@library_option("Only what this library lists for each --arch; with --lock, its kernels.")
+@library_option("Only the variants of this library for each --arch; with --lock, the library of its kernels.")
 @arch_option
 @click.option(
     "--kernel",
@@ -42,17 +42,15 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
     multiple=True,
     metavar="NAME",
     shell_complete=names,
-    help="Only programs of this name, with * and ?; repeatable.",
+    help="Only programs of this name (may contain * and ?); repeatable.",
 )
 @click.option(
     "--since",
     metavar="WHEN",
-    help="Only programs stored since: 12h, 30d, 2026-01-31, 2026-01-31T12:00; or those that an older lockfile lacks.",
+    help="Only programs stored since a time (12h, 30d, 2026-01-31, 2026-01-31T12:00), or not in an older lockfile.",
 )
-@click.option("--oci", type=click.Path(path_type=Path), metavar="DIR", help="Write an OCI image layout.")
-@click.option(
-    "--wheel", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write a wheel to this directory."
-)
+@click.option("--oci", type=click.Path(path_type=Path), metavar="DIR", help="Write an OCI image layout to DIR.")
+@click.option("--wheel", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write a wheel to DIR.")
 @click.option("--name", metavar="NAME", help="The wheel's name, such as my-kernels-sm90.")
 @click.option("--wheel-version", default="1.0", show_default=True, metavar="VERSION", help="The wheel's version.")
 @include_option
@@ -72,22 +70,23 @@ def export_command(
     wheel_version: str,
     include_paths: tuple[str, ...],
 ) -> None:
-    """Write the cache, or a part of it, to the file BUNDLE. The same programs give the same bytes.
+    """Write the cache, or a part of it, to the file BUNDLE, an OCI image or a wheel.
 
-    An image (--oci) holds one layer, which is a cache directory: mount it, and set CUDA_PROGCACHE_DIR. A wheel
-    (--wheel, --name) is found by the default cache once it is installed, with no configuration.
+    The same programs give the same bytes. An image (--oci) has one layer, which is a cache directory: mount it, and
+    set CUDA_PROGCACHE_DIR. Once a wheel (--wheel, --name) is installed, the default cache finds its programs without
+    any configuration.
     """
     from cuda_progcache.cli.app import NoEntryError
 
     if sum(way is not None for way in (bundle, oci, wheel)) != 1:
-        raise click.UsageError("give BUNDLE, --oci DIR or --wheel DIR")
+        raise click.UsageError("give one of BUNDLE, --oci DIR and --wheel DIR")
     if (wheel is None) != (name is None):
-        raise click.UsageError("--wheel DIR and --name NAME go together")
+        raise click.UsageError("--wheel DIR and --name NAME must be given together")
     if manifest is not None and lock_file is None and not archs:
-        raise click.UsageError("--manifest needs --arch: for which architectures?")
+        raise click.UsageError("--manifest needs --arch: give the architectures to export")
     cache = session.existing_cache()
     if cache is None:
-        raise NoEntryError(f"there is nothing to export: no cache at {session.root()}")
+        raise NoEntryError(f"nothing to export: there is no cache at {session.root()}")
     entries = list(cache.entries())
     if lock_file is not None or manifest is not None:
         from cuda_progcache.service.compile_service import CompileService
@@ -103,7 +102,7 @@ def export_command(
         entries = _of_archs(_of_names(entries, kernels), archs)
     chosen = {entry.digest for entry in (entries if since is None else _since(entries, since))}
     if not chosen:
-        raise NoEntryError(f"there is nothing to export: no program in {session.root()} fits")
+        raise NoEntryError(f"nothing to export: no program in {session.root()} matches")
 
     def fits(entry: EntryInfo) -> bool:
         return entry.digest in chosen
@@ -124,12 +123,12 @@ def export_command(
         output.emit({"root": session.root(), "path": path, "entries": count, "bytes": size, "damaged": damaged})
         return
     if damaged:
-        output.note_line(f"{output.plural(damaged, 'damaged entry')} left out; verify says more")
+        output.note_line(f"{output.plural(damaged, 'damaged entry')} left out; run verify for details")
     output.line(f"{output.plural(count, 'entry')} in {path} ({output.size(size)})")
 
 
 def _since(entries: Sequence[EntryInfo], when: str) -> list[EntryInfo]:
-    """Choose programs that were published since a time, or that an older lockfile doesn't have."""
+    """Return the programs that were published since a time, or that an older lockfile doesn't list."""
     if Path(when).is_file():
         from cuda_progcache.service.lock import Lock
 
@@ -148,7 +147,7 @@ def _since(entries: Sequence[EntryInfo], when: str) -> list[EntryInfo]:
 
 
 def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[EntryInfo]:
-    """Choose programs by name; NoEntryError for a name that none has: a misspelt one isn't left out silently."""
+    """Return the programs of these names; raise NoEntryError if no program has one of them (it may be misspelt)."""
     from cuda_progcache._util.suggest import did_you_mean
     from cuda_progcache.cli.app import NoEntryError
 
@@ -160,12 +159,12 @@ def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[Ent
 
 
 def _of_archs(entries: Sequence[EntryInfo], archs: Sequence[str]) -> list[EntryInfo]:
-    """Choose programs by architecture; NoEntryError for one that none is for."""
+    """Return the programs for these architectures; raise NoEntryError if there is none for one of them."""
     from cuda_progcache._util.suggest import did_you_mean
     from cuda_progcache.cli.app import NoEntryError
 
     there = {entry.about.arch for entry in entries} - {""}
     for arch in archs:
         if arch not in there:
-            raise NoEntryError(f"no program that fits is for {arch}{did_you_mean(arch, there, listing='there are')}")
+            raise NoEntryError(f"no matching program is for {arch}{did_you_mean(arch, there, listing='there are')}")
     return [entry for entry in entries if not archs or entry.about.arch in archs]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look of ``--help``: commands in groups, and lines that are folded, not cut, by the terminal's width."""
+"""The layout of ``--help``: the groups of commands, and lists folded to the terminal's width."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import click
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Compile": ("compile", "render", "kernels", "prewarm", "demo"),
-    "What is in the cache": ("list", "show", "top", "stats", "report", "watch"),
-    "Why, and from what": ("explain", "compare", "provenance", "affected"),
-    "Inside a binary": ("resources", "sass", "diff"),
+    "Look into the cache": ("list", "show", "top", "stats", "report", "watch"),
+    "Find causes and origins": ("explain", "compare", "provenance", "affected"),
+    "Inspect machine code": ("resources", "sass", "diff"),
     "Deploy": ("lock", "check", "export", "import"),
-    "Stores that machines share": ("tiers", "sync", "gc"),
-    "Upkeep": ("verify", "prune", "pin", "clear"),
-    "This machine": ("doctor", "config"),
+    "Share between machines": ("tiers", "sync", "gc"),
+    "Maintain the cache": ("verify", "prune", "pin", "clear"),
+    "Check this machine": ("doctor", "config"),
 }
 """The groups of commands, in the order of the help."""
 
-# The first column of a list's line, with the spaces that end it.
+# The first column of a list item and the spaces after it.
 _FIRST = re.compile(r"\s*\S+\s{2,}(?=\S)")
 
 
 class HelpFormatter(click.HelpFormatter):
-    r"""Folds the lists in paragraphs that begin with ``\b``, too, which click leaves to the terminal."""
+    r"""A formatter that also folds lists in paragraphs that begin with ``\b``; click writes these unfolded."""
 
     def write_text(self, text: str) -> None:
-        """Write paragraphs."""
+        """Write the paragraphs of a text."""
         width = self.width - self.current_indent
         folded = [
             "\n".join(_folded(line, width) for line in each.splitlines()) if each[:1] == "\b" else each
@@ -38,7 +38,7 @@ class HelpFormatter(click.HelpFormatter):
 
 
 def _folded(line: str, width: int) -> str:
-    """A line whose second column goes on under itself; any other, a command perhaps, stays as it is."""
+    """Fold a list item, indenting its second column; return any other line, such as a command, unchanged."""
     first = _FIRST.match(line)
     if first is None or len(line) <= width:
         return line
@@ -46,6 +46,6 @@ def _folded(line: str, width: int) -> str:
 
 
 class Context(click.Context):
-    """A command's context, whose help is written by :class:`HelpFormatter`."""
+    """A command's context; :class:`HelpFormatter` writes its help."""
 
     formatter_class = HelpFormatter

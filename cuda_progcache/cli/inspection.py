@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``resources``, ``sass`` and ``top``: what the compiler made of it."""
+"""``resources``, ``sass`` and ``top``: commands that inspect compiled programs."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.compile_record import CompileRecord
 
-#: Suffixes of sources: a program in the cache has such a name, and the file itself has no machine code.
+#: Suffixes of source files. An argument with such a suffix names a program in the cache, since a source has no code.
 _SOURCES = frozenset(suffix for suffix, code_type in SUFFIXES.items() if code_type != "ptx")
 
 block_option = click.option(
     "--block-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads per block. [default: the most that the kernel declares, or 256]",
+    help="Threads per block. [default: the kernel's declared maximum, or 256]",
 )
 shared_option = click.option(
     "--dynamic-shared", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Dynamic shared memory per block."
 )
 
 RESOURCES_JSON = """
---json: {"root": str, "kernels": [{"digest", "program", "parameters", "arch", "kernel", "resources" (as show has
-them), "occupancy": {"block_size", "dynamic_shared_bytes", "blocks", "warps", "most_warps", "limiters", "cliffs":
+--json: {"root": str, "kernels": [{"digest", "program", "parameters", "arch", "kernel", "resources" (as in show),
+"occupancy": {"block_size", "dynamic_shared_bytes", "blocks", "warps", "most_warps", "limiters", "cliffs":
 [{"resource", "fewer", "warps"}]} or null}]}
 """
 
 
 @click.command(
     "resources",
-    short_help="Registers, spills, shared memory and occupancy of kernels.",
+    short_help="Show registers, spills, shared memory and occupancy.",
     epilog=RESOURCES_JSON,
 )
-@click.option("--kernel", metavar="NAME", shell_complete=names, help="Only programs of this name; may hold * and ?.")
+@click.option("--kernel", metavar="NAME", shell_complete=names, help="Only programs of this name; may contain * and ?.")
 @click.option(
     "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
 )
@@ -65,10 +65,10 @@ them), "occupancy": {"block_size", "dynamic_shared_bytes", "blocks", "warps", "m
 def resources_command(
     session: Session, kernel: str | None, arch: str | None, block_size: int | None, dynamic_shared: int
 ) -> None:
-    """Show what the kernels in the cache use, a row for each variant and architecture.
+    """Show the resources that the kernels in the cache use, with one row per variant and architecture.
 
-    "next" says how much less of one resource would let more warps run. No GPU is needed: the figures are read off the
-    binaries, and occupancy is computed by the rules of NVIDIA's calculator.
+    The column "next" shows how much less of one resource would let more warps run. No GPU is needed: the figures are
+    read from the binaries, and occupancy is computed by the rules of NVIDIA's calculator.
     """
     from cuda_progcache.service.comparison import kernel_uses
 
@@ -86,7 +86,7 @@ def resources_command(
     entries.sort(key=lambda one: (one.about.title, _parameters(one), one.about.arch))
 
     def unreadable(entry: EntryInfo, error: Exception) -> None:
-        output.warning_line(f"{entry.digest[:12]} ({entry.about.title}) is passed over: {error}")
+        output.warning_line(f"{entry.digest[:12]} ({entry.about.title}) is skipped: {error}")
 
     found = kernel_uses(entries, block_size, dynamic_shared, unreadable)
     if session.json:
@@ -123,7 +123,7 @@ _NUMBERS = ("registers", "spills", "shared", "code", "block", "occupancy")
 
 
 def _uses(found: Sequence[KernelUse]) -> Any:
-    """Make the table; what is the same in every row of one program is said once."""
+    """Return the table; names and parameters that repeat the row above are left out."""
     made = output.table(
         ("kernel", "parameters", "arch", *_NUMBERS, "limited by", "next"),
         right=_NUMBERS,
@@ -151,7 +151,7 @@ def _uses(found: Sequence[KernelUse]) -> Any:
 
 
 def spills_text(used: Resources) -> str:
-    """Write the bytes that a thread stores and loads for want of registers: ``0``, ``24+16``, ``-`` if unknown."""
+    """Format the bytes of a thread's spill stores and loads: ``0``, ``24+16``, or ``-`` if unknown."""
     if used.spill_store_bytes is None or used.spill_load_bytes is None:
         return "-"
     if not used.spill_store_bytes and not used.spill_load_bytes:
@@ -160,7 +160,7 @@ def spills_text(used: Resources) -> str:
 
 
 def limiters_text(runs: Occupancy) -> str:
-    """Write what allows no more blocks; ``nothing`` where every warp runs."""
+    """Name the resources that limit the number of blocks; ``nothing`` if all warps can run."""
     if runs.warps == runs.most_warps:
         return "nothing"
     words = {"shared_bytes": "shared memory", "threads": "the block's size"}
@@ -169,7 +169,7 @@ def limiters_text(runs: Occupancy) -> str:
 
 
 def cliff_text(cliff: Cliff, runs: Occupancy) -> str:
-    """Write what less of a resource would bring: ``4 registers fewer: 75 %``."""
+    """Format the occupancy that using less of a resource would allow: ``4 registers fewer: 75%``."""
     less = f"{output.plural(cliff.fewer, 'register')} fewer"
     if cliff.resource == "shared_bytes":
         less = f"{output.size(cliff.fewer)} less shared memory"
@@ -177,27 +177,27 @@ def cliff_text(cliff: Cliff, runs: Occupancy) -> str:
 
 
 SASS_JSON = """
---json: {"kernels": {name: {"instructions": [{"offset", "labels", "text", "live" (registers in use, or null),
-"source": {"file", "line"} or null}], "mix": {class: count}, "live_peak": int}}}
+--json: {"kernels": {name: {"instructions": [{"offset", "labels", "text", "live" (live registers, or null), "source":
+{"file", "line"} or null}], "mix": {class: count}, "live_peak": int}}}
 """
 
 
-@click.command("sass", short_help="The machine code of a program.", epilog=SASS_JSON)
+@click.command("sass", short_help="Print the machine code of a program.", epilog=SASS_JSON)
 @click.argument("program", shell_complete=programs)
-@click.option("--kernel", metavar="NAME", help="Only kernels of this name; may hold * and ?.")
-@click.option("--source", is_flag=True, help="Print the source lines that the instructions came from above them.")
-@click.option("--mix", "mix_only", is_flag=True, help="Print only the count of each class of instructions.")
+@click.option("--kernel", metavar="NAME", help="Only kernels of this name; may contain * and ?.")
+@click.option("--source", is_flag=True, help="Print each source line above the instructions compiled from it.")
+@click.option("--mix", "mix_only", is_flag=True, help="Print only the number of instructions of each class.")
 @manifest_option
 @common_options
 @click.pass_obj
 def sass_command(
     session: Session, program: str, kernel: str | None, *, source: bool, mix_only: bool, manifest: Path | None
 ) -> None:
-    """Print a program's machine code, with the number of registers in use at each instruction.
+    """Print a program's machine code, with the number of live registers at each instruction.
 
-    PROGRAM is a file, what show takes, or a kernel of the library with parameters or architecture:
-    'softmax?dtype=float16@sm_90'. Source lines need a program compiled with line information (-O lineinfo=true); a
-    kernel of the library is compiled that way, and its lines are those of its template. Needs nvdisasm.
+    PROGRAM is a file, a digest or name as for show, or a library kernel with parameters or an architecture, such as
+    'softmax?dtype=float16@sm_90'. --source needs a program compiled with line information (-O lineinfo=true); a library
+    kernel is compiled that way, and its lines are those of its template. Needs nvdisasm.
     """
     from cuda_progcache.inspect import instructions, live_peak, mix
 
@@ -209,13 +209,13 @@ def sass_command(
         if kernel is None or any(fits(one, kernel) for one in (name, asked.get(name, name)))
     }
     if not found:
-        raise click.BadParameter(f"no kernel of {program} fits {kernel!r}", param_hint="--kernel")
+        raise click.BadParameter(f"no kernel of {program} matches {kernel!r}", param_hint="--kernel")
     if session.json:
         output.emit({"kernels": {name: _code_json(code, mix(code), live_peak(code)) for name, code in found.items()}})
         return
     folder = library_at(manifest).path if of_library(program) else Path()
     if source and not any(one.source for code in found.values() for one in code):
-        output.warning_line("there is no line information in it: compile it with -O lineinfo=true")
+        output.warning_line("the program has no line information: compile it with -O lineinfo=true")
     for name, code in found.items():
         output.line(click.style(f"{output.printable(name)}  ({_mix_text(mix(code), code)})", bold=True))
         if not mix_only:
@@ -249,10 +249,10 @@ def _listing(code: Sequence[Instruction], folder: Path, *, with_source: bool) ->
 
 
 def _source_line(texts: dict[str, list[str]], folder: Path, place: Source) -> str:
-    """Give a line of a source file or a template; nothing if that isn't there."""
+    """Return a line of a source file or a template; empty if the file or the line doesn't exist."""
     file, number = place
     if file not in texts:
-        # The compiler puts its working directory before the name of a template, which lies in the library's folder.
+        # The compiler prepends its working directory to a template's name, but templates are in the library's folder.
         parts = Path(file).parts
         candidates = (Path(file), *(folder.joinpath(*parts[start:]) for start in range(1, len(parts))))
         found = next((path for path in candidates if path.is_file()), None)
@@ -264,14 +264,15 @@ def _source_line(texts: dict[str, list[str]], folder: Path, place: Source) -> st
 def program_at(
     session: Session, program: str, manifest: Path | None = None, *, lines: bool = False
 ) -> tuple[bytes, CompileRecord | None]:
-    """Give the binary, and what is recorded of it, of a file, a kernel of the library, or an entry of the cache.
+    """Return the binary and the compile record of a file, a library kernel or a cache entry.
 
-    A kernel is compiled if the cache hasn't got it, with ``lines`` such that its machine code names template lines.
+    A library kernel that isn't in the cache is compiled; with ``lines``, it has line information for its templates. A
+    file has no record.
 
     Raises
     ------
     NoEntryError
-        There is none of them.
+        ``program`` is none of these.
     """
     from cuda_progcache.compile.arch import with_arch
     from cuda_progcache.keys.options import ProgramOptions
@@ -293,7 +294,7 @@ def program_at(
 
 
 def of_library(program: str) -> Selection | None:
-    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
+    """Parse a library kernel; None if it has neither parameters nor an architecture, since it may be another name."""
     try:
         asked = Selection.parse(program.removesuffix("?"))
     except ValueError as error:
@@ -302,7 +303,7 @@ def of_library(program: str) -> Selection | None:
 
 
 def diff_json(found: ProgramDiff) -> dict[str, Any]:
-    """Give what differs as ``diff --json`` prints it."""
+    """Return the differences as ``diff --json`` prints them."""
     kernels = [
         {"name": one.name, "kind": one.kind, "deltas": one.deltas, "lines": one.lines} for one in found.binary.kernels
     ]
@@ -316,19 +317,19 @@ def diff_json(found: ProgramDiff) -> dict[str, Any]:
 
 
 _TOPS = {
-    "largest": "the most bytes",
-    "costliest": "the longest compiles",
+    "largest": "largest",
+    "costliest": "longest compile times",
     "newest": "compiled last",
-    "unused": "not used for the longest time",
+    "unused": "least recently used",
 }
 
 TOP_JSON = """
---json: {"root": str, "by": str, "entries": [the fields that list gives of an entry, and "seconds" (of its compile, or
-null)]}
+--json: {"root": str, "by": str, "entries": [the fields that list gives for an entry; "seconds" is its compile time, or
+null]}
 """
 
 
-@click.command("top", short_help="The largest, costliest, newest or least used programs.", epilog=TOP_JSON)
+@click.command("top", short_help="Rank programs by size, compile time, age or last use.", epilog=TOP_JSON)
 @click.argument("by", type=click.Choice(list(_TOPS)), default="costliest")
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Show N programs."
@@ -336,9 +337,9 @@ null)]}
 @common_options
 @click.pass_obj
 def top_command(session: Session, by: str, limit: int) -> None:
-    """Show the programs with the largest size or compile time, or the newest or least recently used.
+    """Show the largest, the costliest, the newest or the least recently used programs.
 
-    BY is largest, costliest (the default), newest or unused.
+    The default is costliest: the longest compile times.
     """
     import heapq
     import time

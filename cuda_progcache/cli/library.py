@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``render`` and ``kernels``: the kernel library, without compiling anything."""
+"""``render`` and ``kernels``: commands on the kernel library that compile nothing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ With --list-parameters: {"kernel", "parameters": [{"name", "type", "values", "de
 """
 
 
-@click.command("render", short_help="Print the source of a kernel template with its parameters.", epilog=RENDER_JSON)
+@click.command("render", short_help="Print the source rendered from a kernel template.", epilog=RENDER_JSON)
 @click.argument("kernel", shell_complete=kernels)
 @parameter_option
-@click.option("--module", metavar="NAME", help="Print one module of a kernel that is linked from several.")
-@click.option("--list-parameters", is_flag=True, help="Print the kernel's parameters instead.")
+@click.option("--module", metavar="NAME", help="Print only this module of a kernel that is linked from several.")
+@click.option("--list-parameters", is_flag=True, help="List the kernel's parameters instead.")
 @click.option("-o", "--output", "target", type=OutputFile(), metavar="FILE", help="Write to this file.")
 @manifest_option
 @common_options
@@ -50,7 +50,7 @@ def render_command(
     target: Path | None,
     manifest: Path | None,
 ) -> None:
-    """Print the source of KERNEL as the compiler would get it."""
+    """Print the source of KERNEL as it would be compiled."""
     library = library_at(manifest)
     spec = library[kernel]
     if list_parameters:
@@ -63,7 +63,7 @@ def render_command(
     modules = [m for m in rendered.modules if module in (None, m.name)]
     if not modules:
         names = ", ".join(m.name for m in rendered.modules)
-        raise click.BadParameter(f"{kernel} has no module {module!r}, but {names}", param_hint="--module")
+        raise click.BadParameter(f"{kernel} has no module {module!r}; it has {names}", param_hint="--module")
     if session.json:
         output.emit(
             {
@@ -78,7 +78,7 @@ def render_command(
     elif target is not None:
         if len(modules) > 1:
             names = ", ".join(m.name for m in modules)
-            raise click.UsageError(f"{kernel} has {len(modules)} modules ({names}): choose one with --module for -o")
+            raise click.UsageError(f"{kernel} has {len(modules)} modules ({names}): with -o, choose one with --module")
         target.write_text(modules[0].source, encoding="utf-8")
     elif len(modules) == 1:
         output.write(_ended(modules[0].source))
@@ -100,16 +100,16 @@ With --check: {"problems": [str]}
 """
 
 
-@click.command("kernels", short_help="The library's kernels and their parameters.", epilog=KERNELS_JSON)
+@click.command("kernels", short_help="List the library's kernels and their parameters.", epilog=KERNELS_JSON)
 @click.argument("names", nargs=-1, metavar="[KERNEL]...", shell_complete=kernels)
 @click.option(
-    "--check", is_flag=True, help="Look for mistakes in the manifest and the templates; exit with 1 if there are any."
+    "--check", is_flag=True, help="Check the manifest and the templates for mistakes; exit with 1 if there are any."
 )
 @manifest_option
 @common_options
 @click.pass_obj
 def kernels_command(session: Session, names: tuple[str, ...], *, check: bool, manifest: Path | None) -> None:
-    """List the library's kernels; with names, the parameters of these."""
+    """List the library's kernels or, given names, the parameters of these kernels."""
     library = library_at(manifest)
     if check:
         _check(session, library, names)
@@ -134,7 +134,7 @@ def kernels_command(session: Session, names: tuple[str, ...], *, check: bool, ma
 
 
 def _check(session: Session, library: KernelLibrary, names: tuple[str, ...]) -> None:
-    """Print what is wrong with a library, or with some of its kernels."""
+    """Print the mistakes in a library, or in some of its kernels."""
     chosen = {library[name].name for name in names}
     problems = [line for line in library.check() if not chosen or line.partition(":")[0] in chosen]
     if session.json:
@@ -143,7 +143,7 @@ def _check(session: Session, library: KernelLibrary, names: tuple[str, ...]) -> 
         for line in problems:
             output.write(f"{line}\n")
         if not problems:
-            output.show(f"{library.manifest}: {len(chosen) or len(library)} kernels, nothing is wrong")
+            output.show(f"{library.manifest}: {len(chosen) or len(library)} kernels, no mistakes")
     if problems:
         raise SystemExit(1)
 
@@ -173,7 +173,7 @@ def _parameter_json(parameter: Parameter) -> dict[str, Any]:
 
 
 def _range(parameter: Parameter) -> str:
-    """Write which values a parameter takes: its list, its range, or nothing."""
+    """Format the values that a parameter accepts: its list, its range, or ``any``."""
     if parameter.values:
         return " | ".join(str(value) for value in parameter.values)
     if parameter.min is None and parameter.max is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``list``: the programs in the cache, told apart."""
+"""``list``: list the programs in the cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SORTS: dict[str, Callable[[EntryInfo], Any]] = {
     "size": lambda entry: -entry.size,
     "name": lambda entry: ((about := entry.about).title, about.variant, about.arch),
 }
-#: Orders in which the store gives the first few without reading everything.
+#: Sort orders whose first few entries the store finds without reading every record.
 _FIRST = {"used": "used", "age": "created", "created": "created", "size": "size"}
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -53,7 +53,7 @@ class _Filter(NamedTuple):
 
 
 def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    """Turn ``90min``, ``12h``, ``2026-01-31`` or ``2026-01-31T12:00`` (local, unless it says otherwise) into a time."""
+    """Parse ``90min``, ``12h``, ``2026-01-31`` or ``2026-01-31T12:00`` (local, unless it has a time zone) as a time."""
     if value is None:
         return None
     ago = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", value.strip().lower())
@@ -63,7 +63,7 @@ def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None)
         return datetime.fromisoformat(value.strip()).timestamp()
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} is neither how long ago (90min, 12h, 3d) nor a time (2026-01-31T12:00)"
+            f"{value!r} is neither an age (90min, 12h, 3d) nor a time (2026-01-31T12:00)"
         ) from None
 
 
@@ -76,22 +76,22 @@ def _selection(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 LIST_JSON = """
 --json: {"root": str, "entries": [{"digest", "name", "kernel" (null for a program that isn't a library kernel),
-"parameters", "names" (name expressions), "options", "variant" (these in one line), "code_type", "target_type",
-"arch", "size" (bytes), "seconds" (its compile), "created", "last_used" (ISO 8601, UTC), "made_by" ({"at", "host",
-"pid", "command"}; null where it isn't known), "path"}]}; compare takes it
+"parameters", "names" (name expressions), "options", "variant" (a summary in one line), "code_type", "target_type",
+"arch", "size" (bytes), "seconds" (compile time), "created", "last_used" (ISO 8601, UTC), "made_by" ({"at", "host",
+"pid", "command"}; null if unknown), "path"}]}; compare accepts this output
 
-With --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", "code_type", "target_type", "arch",
-"kind", "reason", "when", "advice"}]}
+With --unkept: {"root": str, "unkept": [{"digest" (the one it would have), "name", "code_type", "target_type",
+"arch", "kind", "reason", "when", "advice"}]}
 """
 
 
-@click.command("list", short_help="The programs in the cache.", epilog=LIST_JSON)
+@click.command("list", short_help="List the programs in the cache.", epilog=LIST_JSON)
 @click.option(
     "--kernel",
     metavar="NAME",
     shell_complete=names,
     callback=_selection,
-    help="Only programs of this name, which may hold * and ?; or 'kernel?param=value,param=value@arch'.",
+    help="Only programs of this name (may contain * and ?), or 'kernel?param=value,param=value@arch'.",
 )
 @click.option(
     "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
@@ -101,13 +101,13 @@ With --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", 
     "--since",
     metavar="TIME",
     callback=parse_since,
-    help="Only programs compiled since: 90min, 12h, or 2026-01-31T12:00.",
+    help="Only programs compiled since a time, such as 90min (ago), 12h or 2026-01-31T12:00.",
 )
-@click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="The order.")
+@click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="The sort order.")
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the digests, for scripts.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N programs.")
-@click.option("--unkept", is_flag=True, help="List the programs that were compiled here but not kept, and why.")
+@click.option("--unkept", is_flag=True, help="List programs that were compiled but not kept, and why.")
 @common_options
 @click.pass_obj
 def list_command(
@@ -193,7 +193,7 @@ def _list_unkept(session: Session, cache: FileStreamProgramCache | None, wanted:
     if not shown:
         if cache is None:
             return
-        output.note_line("nothing to list: every program that was compiled here was kept")
+        output.note_line("nothing to list: every program compiled with this cache was kept")
         return
     now = time.time()
     made = output.table(("name", "target", "arch", "age", "why it isn't kept"), right=("age",))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``diff --lock``: what a change does to the kernels, for a terminal, a script, and a pull request."""
+"""``diff --lock``: the changes between two lockfiles, for a terminal, a script or a pull request."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from cuda_progcache.inspect import KernelDiff
     from cuda_progcache.service.lock_diff import Change
 
-#: Bytes of a pull request's comment that are left for machine code: GitHub takes 65,536 characters in all.
+#: The limit on machine code in a pull request's comment, in characters; GitHub accepts 65,536 in all.
 _LONGEST = 40_000
 _HEADINGS = {
     "code": "machine code changed",
-    "bytes": "only what stands around the machine code changed",
-    "key": "only the key changed: the binary is equal",
+    "bytes": "the file changed, but not its machine code",
+    "key": "only the key changed; the binary is equal",
     "added": "added",
     "removed": "removed",
     "unknown": "changed; a binary isn't in the cache",
@@ -31,7 +31,10 @@ _HEADINGS = {
 
 
 def tell(session: Session, before: Path, after: Path, *, markdown: Path | None, stat: bool, context: int) -> bool:
-    """Print what differs between two lockfiles, and write it as Markdown; whether machine code changed, or may have."""
+    """Print what differs between two lockfiles, and optionally write it as Markdown.
+
+    Return whether machine code changed or may have changed, or programs were added or removed.
+    """
     from cuda_progcache.service.lock import Lock
     from cuda_progcache.service.lock_diff import compare_locks
 
@@ -74,7 +77,7 @@ def _print(session: Session, changes: Sequence[Change], files: dict[str, Path], 
 
 
 def summary(changes: Sequence[Change]) -> str:
-    """Say in a line what two lockfiles differ in."""
+    """Summarize the changes in one line."""
     if not changes:
         return "no program changed"
     counts = Counter(change.status for change in changes)
@@ -82,9 +85,9 @@ def summary(changes: Sequence[Change]) -> str:
 
 
 _SHORT = {
-    "code": "with other machine code",
-    "bytes": "with the same machine code in another file",
-    "key": "with another key alone",
+    "code": "with changed machine code",
+    "bytes": "with a changed file but equal machine code",
+    "key": "with only a changed key",
     "added": "added",
     "removed": "removed",
     "unknown": "not in the cache",
@@ -92,7 +95,7 @@ _SHORT = {
 
 
 def _facts(change: Change) -> list[str]:
-    """Say why a program changed, and what its kernels use now."""
+    """Return why a program changed, and how its kernels' resources changed."""
     if change.diff is None:
         return []
     facts = list(change.diff.key)
@@ -117,7 +120,7 @@ def _figure(value: int | None) -> str:
 
 
 def as_markdown(changes: Sequence[Change]) -> str:
-    """Write what differs for a pull request: a table, and the machine code folded away."""
+    """Format the changes as Markdown for a pull request: a table, and the machine code in collapsed sections."""
     parts = ["### Compiled kernels", "", f"{summary(changes)[:1].upper()}{summary(changes)[1:]}.", ""]
     rows = [row for change in changes for row in _rows(change)]
     if rows:
@@ -133,7 +136,7 @@ def as_markdown(changes: Sequence[Change]) -> str:
             continue
         code = "\n".join(_code(change))
         if len(code) > left:
-            parts.append(f"Machine code of {_cell(change.title)} is left out: {len(code):,} characters.\n")
+            parts.append(f"The machine code of {_cell(change.title)} is left out: {len(code):,} characters.\n")
             continue
         left -= len(code)
         parts += [
@@ -173,6 +176,6 @@ def _figures(one: KernelDiff) -> str:
 
 
 def _cell(text: str) -> str:
-    """Make text safe in a cell of a table: what would end the cell, or be markup, stands as it is."""
+    """Escape text for a table cell, so that it neither ends the cell nor becomes markup."""
     safe = output.printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return safe.replace("`", "\\`").replace("*", "\\*").replace("_", "\\_").replace("\n", " ")

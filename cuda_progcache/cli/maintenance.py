@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``verify``, ``prune``, ``pin``, ``export``, ``import`` and ``check``: the care of a cache, and its transport."""
+"""``verify``, ``prune``, ``pin`` and ``import``: commands that maintain a cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    """Turn ``500MB``, ``2GiB`` or ``0`` into bytes."""
+    """Parse ``500MB``, ``2GiB`` or ``0`` as bytes."""
     if value is None:
         return None
     try:
@@ -37,34 +37,34 @@ def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 def parse_time(_ctx: click.Context | None, _param: click.Parameter | None, value: str | None) -> float | None:
-    """Turn ``90min``, ``12h`` or ``30d`` into seconds."""
+    """Parse ``90min``, ``12h`` or ``30d`` as seconds."""
     if value is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", value.strip().lower())
     if match is None:
-        raise click.BadParameter(f"{value!r} isn't a time such as 90min, 12h or 30d")
+        raise click.BadParameter(f"{value!r} isn't a duration such as 90min, 12h or 30d")
     return float(match[1]) * _TIMES[match[2]]
 
 
 VERIFY_JSON = """
---json: {"root": str, "ok": bool (nothing is wrong, or it was repaired), "whole": int, "bytes": int (of the whole
+--json: {"root": str, "ok": bool (no problem is left), "whole": int (intact entries), "bytes": int (size of the intact
 entries), "findings": [{"kind", "path", "digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds:
 corrupt, damaged-record, no-record, no-entry, unreadable, foreign, stale-staging
 
-Exit code 1: something is wrong, and wasn't repaired.
+Exit code 1: there are problems that weren't repaired.
 """
 
 
 @click.command("verify", short_help="Check every byte of the cache.", epilog=VERIFY_JSON)
 @click.option(
-    "--repair", is_flag=True, help="Move damaged files to the quarantine, and remove what killed writers left."
+    "--repair", is_flag=True, help="Move damaged files to the quarantine, and remove the leftovers of killed writers."
 )
 @common_options
 @click.pass_obj
 def verify_command(session: Session, *, repair: bool) -> int:
-    """Check every entry against its checksum, and look for files that don't belong there.
+    """Check every entry against its checksum, and look for files that don't belong in the cache.
 
-    A damaged entry is never a hit, whether or not this command is run.
+    Even without this command, a damaged entry is never a hit.
     """
     cache = session.existing_cache(looking=not repair)
     seen = None if cache is None else cache.verify(repair=repair)
@@ -88,19 +88,19 @@ def verify_command(session: Session, *, repair: bool) -> int:
         for kind, count in sorted(Counter(f.kind for f in findings if not f.repaired).items()):
             advice = next(f.advice for f in findings if f.kind == kind)
             output.line(f"{count:,} {kind}: {advice}")
-        output.line(f"{output.plural(ok, 'entry')} whole ({output.size(size)}), {_wrong(len(findings))}")
+        output.line(f"{output.plural(ok, 'entry')} intact ({output.size(size)}), {_wrong(len(findings))}")
         if not clean and not repair:
             output.line(f"to repair: {session.command('verify')} --repair")
     return ExitCode.OK if clean else ExitCode.FAILED
 
 
 def _wrong(count: int) -> str:
-    return "nothing wrong" if not count else f"{output.plural(count, 'file')} wrong"
+    return "no problems" if not count else f"{output.plural(count, 'problem')} found"
 
 
 PRUNE_JSON = """
 --json: {"root": str, "dry_run": bool, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned":
-int (spared)}; with --dry-run: what would be removed, freed and left
+int (pinned entries)}; with --dry-run: what would be removed, freed and left
 """
 
 
@@ -115,15 +115,15 @@ int (spared)}; with --dry-run: what would be removed, freed and left
     "--older-than",
     callback=parse_time,
     metavar="TIME",
-    help="Remove entries not used for this long, such as 90min, 12h or 30d.",
+    help="Remove entries that haven't been used for this long, such as 90min, 12h or 30d.",
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @common_options
 @click.pass_obj
 def prune_command(session: Session, max_size: int | None, older_than: float | None, *, dry_run: bool) -> None:
-    """Remove entries, the least recently used first. Pinned ones stay.
+    """Remove entries, the least recently used first. Pinned entries stay.
 
-    Sizes are those of the entries, as in stats. --max-size and the size cap count long records as well.
+    Reported sizes are those of the entries, as in stats. --max-size and the size cap also count long records.
     """
     if max_size is None and older_than is None:
         raise click.UsageError("give --max-size, --older-than or both")
@@ -134,7 +134,7 @@ def prune_command(session: Session, max_size: int | None, older_than: float | No
         if report["removed"] and not dry_run and (session.root() / "steps").is_dir():
             from cuda_progcache.provenance.programs import program_cache
 
-            program_cache(cache).gc()  # what was recorded of those that went
+            program_cache(cache).gc()  # remove the recorded calls of removed entries
     if session.json:
         output.emit({"root": session.root(), "dry_run": dry_run, **report})
         return
@@ -147,24 +147,25 @@ def prune_command(session: Session, max_size: int | None, older_than: float | No
 
 
 PIN_JSON = """
---json: {"root": str, "pins": [{"digest", "name" (null: the entry is gone, and stays pinned when it comes back),
-"arch", "size"}]}: all that is pinned afterwards
+--json: {"root": str, "pins": [{"digest", "name" (null: the entry is gone, but would be pinned if stored again),
+"arch", "size"}]}: everything that is pinned after the command
 """
 
 
-@click.command("pin", short_help="Keep programs from being evicted or pruned.", epilog=PIN_JSON)
+@click.command("pin", short_help="Protect programs from eviction and pruning.", epilog=PIN_JSON)
 @click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=programs)
-@click.option("--unpin", is_flag=True, help="Unpin them.")
+@click.option("--unpin", is_flag=True, help="Unpin the programs.")
 @click.option("--list", "listing", is_flag=True, help="List the pinned programs.")
 @common_options
 @click.pass_obj
 def pin_command(session: Session, keys: tuple[str, ...], *, unpin: bool, listing: bool) -> None:
-    """Pin programs, so that the size cap and prune spare them. KEY is the start of a digest, as list prints it.
+    """Pin programs, so that neither the size cap nor prune removes them.
 
-    clear still removes pinned programs, and a write can still replace one.
+    KEY is a digest prefix, as list prints it, or a name that matches one program. clear still removes pinned programs,
+    and a write can still replace one.
     """
     if bool(keys) == listing or (unpin and listing):
-        raise click.UsageError("give the start of a digest, with or without --unpin, or --list")
+        raise click.UsageError("give KEY, with or without --unpin, or --list")
     pinned: frozenset[str] = frozenset()
     if listing:
         cache = session.existing_cache()
@@ -190,7 +191,7 @@ def pin_command(session: Session, keys: tuple[str, ...], *, unpin: bool, listing
 
 
 def _pinned_or_there(session: Session, key: str, *, unpin: bool) -> str:
-    """Resolve a prefix among the pins (an entry may be gone, its pin not), else among the entries."""
+    """Resolve a key: with ``unpin``, first among the pins, which may have no entry; otherwise among the entries."""
     cache = session.existing_cache() if unpin else None
     if cache is not None:
         matches = [digest for digest in cache.pins() if len(key) >= 4 and digest.startswith(key.lower())]
@@ -215,12 +216,12 @@ def _pin_json(cache: FileStreamProgramCache | None, digest: str) -> dict[str, An
 
 
 IMPORT_JSON = """
---json: {"root": str, "imported": int, "bytes": int, "present": int (were here), "filtered": int (other
-architectures), "refused": int (larger than the size cap), "differing": int (of "present": with other bytes here)}
+--json: {"root": str, "imported": int, "bytes": int, "present": int (already in the cache), "filtered": int (other
+architectures), "refused": int (larger than the size cap), "differing": int (those of "present" whose bytes differ)}
 
 Exit code 1: the file is damaged or not a bundle; nothing was imported.
 
-Checksums show damage, not who made a bundle: import only what you would run.
+Checksums detect damage, but don't show who made a bundle: import only bundles that you trust.
 """
 
 
@@ -230,7 +231,7 @@ Checksums show damage, not who made a bundle: import only what you would run.
 @common_options
 @click.pass_obj
 def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> None:
-    """Add the programs in the file BUNDLE to the cache. Programs that are already there are left as they are."""
+    """Add the programs in the file BUNDLE to the cache. Programs that are already in the cache aren't changed."""
     report = session.cache().import_(bundle, archs=archs or None)
     if session.json:
         output.emit({"root": session.root(), **report._asdict()})
@@ -238,8 +239,8 @@ def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> No
     rest = [
         f"{count:,} {what}"
         for count, what in (
-            (report.present, "here already"),
-            (report.differing, "of these with other bytes than in the bundle"),
+            (report.present, "already in the cache"),
+            (report.differing, "of these with bytes that differ from the bundle's"),
             (report.filtered, "for other architectures"),
             (report.refused, "larger than the size cap"),
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands speak: one JSON object, or lines and tables for people; units; colours only on a terminal.
+"""Output of the commands: one JSON object, or lines and tables with units, coloured only on a terminal.
 
-``rich`` is imported when a table is made.
+``rich`` is imported only when a table is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - commands import these from here
 from cuda_progcache._util.amounts import seconds as seconds  # noqa: PLC0414
 from cuda_progcache._util.amounts import size as size  # noqa: PLC0414
 from cuda_progcache._util.json_values import json_value
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 _NAME = click.style("cuda-progcache: ", bold=True)
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
-_WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folded in a pipe
+_WIDE = 10_000  # columns without a terminal: nothing is cut or folded in a pipe
 
 
 def confirm(question: str) -> None:
-    """Ask a question on the terminal, and go on if the answer is yes.
+    """Ask a question on the terminal, and return if the answer is yes.
 
     Raises
     ------
@@ -51,23 +51,23 @@ def confirm(question: str) -> None:
         click.confirm(question, abort=True)
     except click.Abort as answer:
         if isinstance(answer.__context__, EOFError):
-            click.echo(err=True)  # ends the question's line
-            raise click.UsageError("there is no one to ask; give --yes", click.get_current_context()) from None
+            click.echo(err=True)  # end the question's line
+            raise click.UsageError("can't ask, the input has ended; give --yes", click.get_current_context()) from None
         raise
 
 
 def emit(data: Mapping[str, Any]) -> None:
-    """Print the one JSON object of a ``--json`` call."""
+    """Print the JSON object of a ``--json`` call."""
     write(json_text(data) + "\n")
 
 
 def json_line(data: Mapping[str, Any]) -> str:
-    """Write an object as one line, of several."""
+    """Return an object as one line of JSON, for output with one object per line."""
     return json.dumps(json.loads(json_text(data))) + "\n"
 
 
 def json_text(data: Mapping[str, Any]) -> str:
-    """What ``--json`` prints: in lines, unless a record that is printed nests too deeply for that."""
+    """Return the text that ``--json`` prints: indented, unless a record in it is nested too deeply."""
     try:
         return json.dumps(data, indent=2, default=_plain, allow_nan=False)
     except RecursionError:
@@ -77,9 +77,9 @@ def json_text(data: Mapping[str, Any]) -> str:
 
 
 def write(text_or_bytes: str | bytes) -> None:
-    """Write all of it to stdout, or raise.
+    """Write everything to stdout, or raise.
 
-    With ``PYTHONUNBUFFERED`` Python's stdout takes what one system call takes, and silently drops the rest.
+    With ``PYTHONUNBUFFERED``, Python's stdout writes what one system call accepts and silently drops the rest.
     """
     data = text_or_bytes.encode("utf-8", "replace") if isinstance(text_or_bytes, str) else text_or_bytes
     sys.stdout.flush()
@@ -102,18 +102,18 @@ def _plain(value: object) -> object:
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print tables and texts on stdout: coloured on a terminal (rich heeds NO_COLOR), plain and never cut in a pipe."""
+    """Print tables and texts on stdout: coloured on a terminal (unless NO_COLOR is set), plain and uncut in a pipe."""
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console(highlight=False)
         console.print(*(_fitted(one, console) for one in renderables), sep="\n")
         return
-    write(printable(plain(*renderables)))  # not by rich, which answers a reader that left by exiting on its own
+    write(printable(plain(*renderables)))  # not printed by rich, which exits by itself if the pipe is closed
 
 
 def _fitted(renderable: RenderableType, console: Console) -> RenderableType:
-    """What a terminal shows without cutting a word: a table that is too wide becomes a list, field by field."""
+    """Return a renderable that fits the terminal without cutting words; a table too wide becomes a list of fields."""
     from rich.table import Table
 
     if not isinstance(renderable, Table) or not renderable.show_header or _fits(renderable, console):
@@ -139,13 +139,13 @@ def _fitted(renderable: RenderableType, console: Console) -> RenderableType:
 
 
 def _fits(made: Table, console: Console, *, least: bool = False) -> bool:
-    """Whether a terminal has room for a table, on one line per row or at its least width."""
+    """Return whether a table fits the terminal, with one line per row or, with ``least``, at its minimum width."""
     found = console.measure(made, options=console.options.update(max_width=_WIDE))
     return (found.minimum if least else found.maximum) <= console.width
 
 
 def plain(*renderables: RenderableType) -> str:
-    """Give tables and texts as they are printed in a pipe: without colours, padding or cuts."""
+    """Return tables and texts as they are printed to a pipe: without colours, padding or cuts."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=_WIDE, highlight=False, color_system=None)
@@ -155,7 +155,7 @@ def plain(*renderables: RenderableType) -> str:
 
 
 def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | None = None) -> Table:
-    """Make an empty table.
+    """Return an empty table.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | Non
     right : iterable of str
         The headings of right-aligned columns (numbers).
     title : str, optional
-        A line above it.
+        A line above the table.
     """
     from rich import box
 
@@ -191,7 +191,7 @@ def _table_class() -> type[Table]:
     from rich.table import Table
 
     class PlainTable(Table):
-        """A table that prints its cells as they are: brackets in them are no markup, and controls are escaped."""
+        """A table that prints its cells literally: brackets aren't markup, and control characters are escaped."""
 
         def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
             super().add_row(*(text(cell) if isinstance(cell, str) else cell for cell in cells), **options)
@@ -200,14 +200,16 @@ def _table_class() -> type[Table]:
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = ()) -> None:
-    """Print a table of any length, a line per row: in a pipe in a few milliseconds per thousand, which takes rich 2 s.
+    """Print a table of any length, one line per row.
+
+    In a pipe, a thousand rows take a few milliseconds; ``rich`` takes 2 s.
 
     Parameters
     ----------
     columns : sequence of str
         The headings.
     rows : sequence of sequence of str
-        As many cells in each.
+        The cells of each row, as many as there are columns.
     right : iterable of str
         The headings of right-aligned columns (numbers).
     """
@@ -231,7 +233,7 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: I
 
 
 def _width(cell: str) -> int:
-    """Columns of a terminal that a text takes."""
+    """Return the width of a text in terminal columns."""
     if cell.isascii():
         return len(cell)
     from rich.cells import cell_len
@@ -240,7 +242,7 @@ def _width(cell: str) -> int:
 
 
 def fields() -> Table:
-    """Make a two-column table of names and values, without lines."""
+    """Return an empty two-column table of names and values, without lines."""
     made = _table_class().grid(padding=(0, 2, 0, 0))
     made.add_column(style="cyan", no_wrap=True)
     made.add_column(overflow="fold")
@@ -248,14 +250,14 @@ def fields() -> Table:
 
 
 def text(value: str, style: str = "") -> Text:
-    """Make a piece of text that is printed as it is: brackets in it are no markup, controls are escaped."""
+    """Return a text that is printed literally: brackets aren't markup, and control characters are escaped."""
     from rich.text import Text
 
     return Text(printable(value), style=style)
 
 
 def made_by(who: Mapping[str, Any]) -> str:
-    """Write who compiled something: time, process, host and command line."""
+    """Format who compiled a program: process, host, time and command line."""
     from datetime import datetime
 
     when = datetime.fromtimestamp(who["at"]).astimezone().isoformat(" ", "seconds")
@@ -263,36 +265,36 @@ def made_by(who: Mapping[str, Any]) -> str:
 
 
 def escape(value: str) -> str:
-    """Make text safe inside rich markup."""
+    """Escape text for use in rich markup."""
     from rich.markup import escape
 
     return escape(value)
 
 
 def line(message: str, *, err: bool = False) -> None:
-    """Print a line, escaped but for its colours: these only on a terminal, and not where NO_COLOR asks for none."""
-    # Every second part is a colour.
+    """Print a line with control characters escaped; colours are kept on a terminal unless NO_COLOR is set."""
+    # Every second part is a colour code.
     safe = "".join(part if n % 2 else printable(part) for n, part in enumerate(_COLOUR.split(message)))
     click.echo(safe, err=err, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def fail_line(message: str) -> None:
-    """Say on stderr why the command failed."""
+    """Print on stderr why the command failed."""
     line(_NAME + click.style("error: ", fg="red", bold=True) + message, err=True)
 
 
 def warning_line(message: str) -> None:
-    """Say something on stderr that the user should act on."""
+    """Print a warning on stderr that the user should act on."""
     line(_NAME + click.style("warning: ", fg="yellow") + message, err=True)
 
 
 def note_line(message: str) -> None:
-    """Say something on stderr that is good to know."""
+    """Print a note on stderr."""
     line(_NAME + message, err=True)
 
 
 def own_command() -> str:
-    """Give ``cuda-progcache`` as it can be typed here: by name where it is on PATH, else as it was called."""
+    """Return ``cuda-progcache`` as it can be typed: its name if it is on PATH, otherwise the way it was called."""
     import shutil
 
     if shutil.which("cuda-progcache"):
@@ -302,13 +304,13 @@ def own_command() -> str:
 
 
 def here(path: str) -> str:
-    """Write a path from the working directory where it lies under it."""
+    """Return a path relative to the working directory if it is inside it, otherwise unchanged."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else relative
 
 
 def age(value: float) -> str:
-    """Write how long ago something was: ``now``, ``40 s``, ``3 min``, ``5 h``, ``12 d``."""
+    """Format an age in seconds: ``now``, ``40 s``, ``3 min``, ``5 h``, ``12 d``."""
     if value < 1:
         return "now"
     for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
@@ -318,11 +320,11 @@ def age(value: float) -> str:
 
 
 def ago(value: float) -> str:
-    """Write when something was: ``just now``, ``3 min ago``."""
+    """Format an age in seconds as a time in the past: ``just now``, ``3 min ago``."""
     return "just now" if value < 1 else f"{age(value)} ago"
 
 
 def prefix_length(digests: Iterable[str]) -> int:
-    """Give how many digits tell these digests apart, 8 at least."""
-    shared = (len(os.path.commonprefix(pair)) for pair in pairwise(sorted(digests)))  # noqa: RUF071 - of texts
+    """Return the number of leading digits that makes these digests unique, at least 8."""
+    shared = (len(os.path.commonprefix(pair)) for pair in pairwise(sorted(digests)))  # noqa: RUF071 - of strings
     return min(max(8, 1 + max(shared, default=0)), 64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prewarm`` and ``demo``: a whole kernel library, compiled into the cache before it is needed."""
+"""``prewarm`` and ``demo``: compile a whole kernel library into the cache before it is needed."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 PREWARM_JSON = """
 --json: {"ok": bool, "call" (the run's key, for provenance), "archs", "kernels": int, "variants": int, "jobs",
-"compiled", "hits", "failed", "skipped", "missing" (of --dry-run), "bytes", "seconds" (this call), "compile_seconds",
-"saved_seconds" (compile time that hits saved), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
-"status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) | "missing" (of
---dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is missing)}]}
+"compiled", "hits", "failed", "skipped", "missing" (with --dry-run), "bytes", "seconds" (this call),
+"compile_seconds", "saved_seconds" (compile time that hits saved), "root", "items": [{"kernel", "variant": {parameter:
+value}, "arch", "status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) |
+"missing" (with --dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is
+missing)}]}
 
-Exit code 1: something failed (the rest is compiled and kept), or with --require-hits something is missing. 130
-(Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the same command continues.
+Exit code 1: a program failed (the others are compiled and kept), or with --require-hits, a program is missing. Exit
+code 130 (Ctrl-C) or 143 (SIGTERM): stopped; the programs compiled so far are kept, and the same command continues.
 """
 
 
@@ -57,7 +58,7 @@ _jobs_option = click.option(
     "-j",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Run N compiles at once. [default: by the number of cores]",
+    help="Run N compiles at once. [default: depends on the number of cores]",
 )
 
 
@@ -67,13 +68,14 @@ _jobs_option = click.option(
     epilog=PREWARM_JSON,
 )
 @manifest_option
-@archs_option(f"An architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]")
+@archs_option(f"Compile for this architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]")
 @_jobs_option
-@kernels_option("Only this kernel; repeatable.")
+@kernels_option("Compile only this kernel; repeatable.")
 @click.option(
     "--dask",
     metavar="ADDRESS",
-    help="Compile on a Dask cluster whose workers share a tier: tcp://HOST:8786; or local:2, two processes here.",
+    help="Compile on a Dask cluster whose workers share a tier, such as tcp://HOST:8786, or in two local processes "
+    "(local:2).",
 )
 @lock_option
 @click.option("--dry-run", is_flag=True, help="Compile nothing; show what would be compiled, and why.")
@@ -107,14 +109,14 @@ def prewarm_command(
 ) -> None:
     """Compile every variant in a manifest for every architecture, or every program in a lockfile.
 
-    Programs that are cached already are skipped, so a prewarm that was stopped continues where it left off.
-    --manifest names the library of a lockfile's kernels.
+    Programs that are already in the cache aren't compiled again, so a stopped prewarm continues where it left off.
+    With --lock, --manifest gives the library of the lockfile's kernels.
     """
     if lock_file is not None and archs:
-        raise click.UsageError("a lockfile names its architectures: leave out --arch")
+        raise click.UsageError("--lock and --arch can't be combined: a lockfile lists its architectures")
     library = library_at(manifest)
     for name in kernels:
-        library[name]  # an unknown one is refused, with the nearest name, before any compile
+        library[name]  # raises for an unknown kernel, before anything is compiled
     looking = dry_run or require_hits
     service = session.service(library, include_paths, make=not looking)
     if not looking:
@@ -144,21 +146,21 @@ def prewarm_command(
 
 
 def _must_outlive(session: Session, service: CompileService) -> None:
-    """Refuse a cache in memory with no tier behind it: its programs end with this process."""
+    """Raise StoreError if the cache is in memory without a tier behind it: its programs would be lost at exit."""
     from cuda_progcache.errors import StoreError
     from cuda_progcache.store.fallback import KeptInMemory
 
     if isinstance(service.cache, KeptInMemory) and not service.cache.tiers:
         raise StoreError(
             errno.ENOTSUP,
-            "can't prewarm: the programs are kept in memory only; give a directory that can be written (--cache-dir)",
+            "can't prewarm: the programs would be kept only in memory; give a writable directory (--cache-dir)",
             str(session.root()),
         )
 
 
 @contextmanager
 def _executor(address: str | None) -> Iterator[Executor | None]:
-    """The cluster of an address; None: this process compiles."""
+    """Open the executor of a Dask address; None if the current process compiles."""
     if address is None:
         yield None
         return
@@ -178,7 +180,10 @@ def _executor(address: str | None) -> Iterator[Executor | None]:
 @common_options
 @click.pass_obj
 def demo_command(session: Session, jobs: int | None) -> None:
-    """Compile the bundled kernel library for four architectures. No GPU is needed. Run it twice."""
+    """Compile the bundled kernel library for four architectures. No GPU is needed.
+
+    Run it twice: the second time, everything is a hit.
+    """
     library = library_at(None)
     if not session.json:
         output.show(
@@ -196,7 +201,7 @@ def demo_command(session: Session, jobs: int | None) -> None:
 
 
 def report_json(session: Session, report: PrewarmReport) -> dict[str, object]:
-    """Give the JSON form of a report."""
+    """Return the JSON form of a report."""
     return {
         **report.to_dict(),
         "ok": report.ok,
@@ -211,13 +216,13 @@ def _variant(item: PrewarmItem) -> tuple[str, str]:
 
 
 class StoppedError(click.ClickException):
-    """A prewarm that Ctrl-C ended."""
+    """A prewarm was stopped by Ctrl-C."""
 
     exit_code = ExitCode.INTERRUPTED
 
 
 class TerminatedError(click.ClickException):
-    """A prewarm that SIGTERM ended."""
+    """A prewarm was stopped by SIGTERM."""
 
     exit_code = ExitCode.TERMINATED
 
@@ -229,7 +234,7 @@ def run_prewarm(
     archs: Sequence[str],
     **how: Any,
 ) -> PrewarmReport:
-    """Prewarm with a progress display on stderr; told to end, say what is kept (ClickException)."""
+    """Prewarm with a progress display on stderr; if stopped, raise a ClickException that says what is kept."""
     compiled = 0
 
     def count(item: PrewarmItem, done: int, total: int) -> None:
@@ -244,12 +249,12 @@ def run_prewarm(
         terminated = isinstance(stop, Terminated)
         error, word = (TerminatedError, "terminated") if terminated else (StoppedError, "interrupted")
         kept = f"{output.plural(compiled, 'program')} compiled so far are kept in {session.root()}"
-        raise error(f"{word}; {kept}, and the same command goes on from there") from None
+        raise error(f"{word}; {kept}, and the same command continues from there") from None
 
 
 @contextmanager
 def _progress() -> Iterator[tuple[Progress | None, Progress]]:
-    """Show progress: a live bar on a terminal, a line for each compile or failure elsewhere."""
+    """Show progress: a live bar on a terminal, otherwise a line for each compile or failure."""
     pace = _Pace()
     if not sys.stderr.isatty():
         yield None, lambda item, done, total: _print_item(item, done, total, pace.told(item, done, total))
@@ -283,14 +288,14 @@ def _progress() -> Iterator[tuple[Progress | None, Progress]]:
 
 
 class _Pace:
-    """How many programs a minute are compiled, and how long the rest will take at that."""
+    """The rate of compiles per minute, and the time left at this rate."""
 
     def __init__(self) -> None:
         self._started = 0.0
         self._compiled = 0
 
     def told(self, item: PrewarmItem, done: int, total: int) -> str:
-        """The pace after an item; empty while there is none."""
+        """Count an item and return the pace as text; empty until two programs are compiled."""
         now = time.monotonic()
         if not self._started:
             self._started = now - item.seconds
@@ -312,7 +317,7 @@ def _print_item(item: PrewarmItem, done: int, total: int, pace: str) -> None:
 
 
 def write_junit(path: Path, report: PrewarmReport) -> None:
-    """Write a JUnit report: a case a program; what is missing in a dry run has failed."""
+    """Write a JUnit report with one case per program; a program missing in a dry run is a failure."""
     from cuda_progcache.service import junit
 
     cases = []
@@ -325,7 +330,7 @@ def write_junit(path: Path, report: PrewarmReport) -> None:
 
 
 def print_report(session: Session, report: PrewarmReport) -> None:
-    """Print the summary: a row per kernel, a total, failures with their reasons, what the hits saved."""
+    """Print the summary: one row per kernel, a total, failures with their reasons, and the time saved by hits."""
     rows: dict[str, list[PrewarmItem]] = defaultdict(list)
     for item in report.items:
         rows[item.kernel].append(item)
@@ -357,7 +362,7 @@ def print_report(session: Session, report: PrewarmReport) -> None:
 
 
 def _figures(items: Sequence[PrewarmItem], rare: Sequence[str]) -> tuple[str, ...]:
-    """Give one row's numbers; compile time is what the compiles took, now or (for hits) when they were made."""
+    """Return one row's numbers; the compile time of a hit is that of its original compile."""
     status = [item.status for item in items]
     took = sum(item.saved if item.status == "hit" else item.seconds for item in items)
     return (
@@ -379,7 +384,7 @@ def _verdict(report: PrewarmReport) -> str:
     programs = output.plural(total, "program")
     if report.hits == total:
         saved = output.seconds(report.saved_seconds)
-        return f"100% hits: {programs} from the cache in {wall}; that saved {saved} of compile time."
+        return f"100% hits: {programs} from the cache in {wall}, which saved {saved} of compile time."
     parts = [f"{report.compiled:,} compiled in {wall} ({output.seconds(report.compile_seconds)} of compile time)"]
     if report.hits:
         saved = output.seconds(report.saved_seconds)
@@ -394,7 +399,7 @@ def _verdict(report: PrewarmReport) -> str:
 
 
 def print_next(session: Session, report: PrewarmReport) -> None:
-    """Name the next commands to try, with a digest that is there."""
+    """Print suggestions for the next commands, with a digest from this run."""
     kept = [item for item in report.items if item.digest]
     if not kept:
         return
@@ -402,15 +407,15 @@ def print_next(session: Session, report: PrewarmReport) -> None:
     prefix = str(largest.digest)[: output.prefix_length(str(item.digest) for item in kept)]
     show = session.command("show")
     steps = [
-        (f"where {largest.kernel} for {largest.arch} came from, and what it uses", f"{show} {prefix}"),
-        ("its machine code, from the file as it lies", f"{cuobjdump()} -sass $({show} --path {prefix})"),
-        ("what else is there", f"{session.command('list')} --arch {largest.arch}"),
-        ("all of it as one page for the browser, with plots", f"{session.command('report')} -o report.html"),
+        (f"show the origin and the resources of {largest.kernel} for {largest.arch}", f"{show} {prefix}"),
+        ("disassemble it, straight from the cache", f"{cuobjdump()} -sass $({show} --path {prefix})"),
+        ("list all programs for this architecture", f"{session.command('list')} --arch {largest.arch}"),
+        ("write a report on the cache, with plots", f"{session.command('report')} -o report.html"),
     ]
     if report.hits < len(report.items) - report.skipped:
         again = "make demo" if os.environ.get("MAKELEVEL") else session.command("demo")
-        steps.append(("once more: everything is a hit now", again))
-    # By click, not rich: a command must not be folded, or it can't be copied.
+        steps.append(("run it again: now everything is a hit", again))
+    # Printed by click, since rich would fold a command, which then couldn't be copied.
     output.line("next:")
     for remark, command in steps:
         output.line(click.style(f"  # {remark}", dim=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of what takes long, on stderr."""
+"""Progress of long operations, on stderr."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(doing: str) -> Iterator[Progress]:
-    """Show progress on stderr: a bar on a terminal, elsewhere a line now and then.
+    """Show progress on stderr: a bar on a terminal, otherwise an occasional line.
 
     Parameters
     ----------
     doing : str
-        What takes its time, such as "copying".
+        The operation, such as "copying".
 
     Yields
     ------
     callable
-        To be called with how many are done, how many there are, and the bytes of those that are done, 0 if that
-        doesn't matter.
+        A function to call with the number of items done, their total number, and the size of the items done in bytes
+        (0 to show no size).
     """
     if not sys.stderr.isatty():
         yield _lines(doing)

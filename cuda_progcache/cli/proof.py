@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lock`` and ``check``: what a deploy needs, written down, and the proof that it is there."""
+"""``lock`` and ``check``: write a lockfile of the programs that a deployment needs, and check that they are there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.proof import Proof
     from cuda_progcache.store.base import ProgramCacheResource
 
-#: Rows of a table that is printed, and of these, those of unused entries; --json has all.
+#: The maximum number of table rows, and of rows for unused entries among them; --json has all.
 _ROWS, _UNUSED = 40, 10
 
 lock_option = click.option(
@@ -37,17 +37,17 @@ lock_option = click.option(
     "lock_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The programs of a lockfile (cuda-progcache lock).",
+    help="Use the programs of this lockfile.",
 )
 junit_option = click.option("--junit", type=OutputFile(), metavar="FILE", help="Also write a JUnit report.")
 
 LOCK_JSON = """
---json: {"path": str, "programs": int, "unlocked": int (without a key: not in the cache), "toolchain": [{"name",
-"build"}]}
+--json: {"path": str, "programs": int, "unlocked": int (locked without a key, since they aren't in the cache),
+"toolchain": [{"name", "build"}]}
 """
 
 
-@click.command("lock", short_help="Write down the programs that a deploy needs.", epilog=LOCK_JSON)
+@click.command("lock", short_help="Write a lockfile of the programs that a deployment needs.", epilog=LOCK_JSON)
 @manifest_option
 @archs_option("Lock the library's variants for this architecture; repeatable.")
 @kernels_option("Lock only this kernel of the library; repeatable.")
@@ -57,7 +57,7 @@ LOCK_JSON = """
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="RUN",
-    help="Lock what a recorded run used (CUDA_PROGCACHE_RECORD=RUN); repeatable.",
+    help="Lock the programs of a run recorded with CUDA_PROGCACHE_RECORD=RUN; repeatable.",
 )
 @click.option(
     "-o",
@@ -67,7 +67,7 @@ LOCK_JSON = """
     metavar="FILE",
     default="progcache.lock",
     show_default=True,
-    help="The lockfile.",
+    help="The lockfile to write.",
 )
 @include_option
 @common_options
@@ -81,12 +81,12 @@ def lock_command(
     target: Path,
     include_paths: tuple[str, ...],
 ) -> None:
-    """Write a lockfile of the programs that recorded runs used, and of those that a kernel library lists.
+    """Write a lockfile of the programs that recorded runs used, the variants of a kernel library, or both.
 
-    One program per line; the same programs give the same bytes. Nothing is compiled.
+    The lockfile has one program per line, and the same programs give the same bytes. Nothing is compiled.
     """
     if not archs and not recordings:
-        raise click.UsageError("give --from RUN, or --arch for the library's variants, or both")
+        raise click.UsageError("give --from RUN for a recorded run, --arch for the library's variants, or both")
     library = library_at(manifest)
     service = session.service(library, include_paths, make=False)
     lock = service.lock(recordings, archs=archs, kernels=kernels or None)
@@ -100,28 +100,28 @@ def lock_command(
     if unlocked:
         are = "isn't" if len(unlocked) == 1 else "aren't"
         output.note_line(
-            f"{output.plural(len(unlocked), 'program')} {are} in {session.root()} yet, and locked without a key; "
-            f"prewarm --lock {target} compiles what is missing, and lock, run again, writes the keys"
+            f"{output.plural(len(unlocked), 'program')} {are} in {session.root()} yet and locked without a key; "
+            f"to add the keys, compile with prewarm --lock {target}, then run lock again"
         )
     output.line(f"{output.plural(len(lock.programs), 'program')} in {target}")
 
 
 CHECK_JSON = """
---json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
-"entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
+--json: {"path": str, "archs": [str] (checked architectures; empty if there is no device: all pass), "usable": int,
+"entries": [{"digest", "name", "target_type", "arch", "usable" (null: can't be determined), "reasons"}]}
 
 With --lock or --manifest: {"path": str, "ok": bool, "counts": {"hit", "missing", "stale", "failed", "skipped",
 "unused"}, "programs": [{"title", "kernel", "parameters", "arch", "target", "status", "reasons", "command",
 "digest"}], "unused": [{"digest", "name", "arch", "target", "size"}]}
 
-Exit code 1: some programs can't be used here; with --lock or --manifest, some are missing or stale.
+Exit code 1: some programs can't be used here; with --lock or --manifest, some are missing, stale or failed.
 """
 
 
-@click.command("check", short_help="Which programs can be used here, and which are missing.", epilog=CHECK_JSON)
+@click.command("check", short_help="Check which programs are usable here, and which are missing.", epilog=CHECK_JSON)
 @click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @lock_option
-@library_option("A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.")
+@library_option("Check the variants of this kernel library (a folder); with --lock, the library of its kernels.")
 @archs_option("Check for this architecture instead of this machine's devices; repeatable.")
 @kernels_option("With --manifest: check only this kernel; repeatable.")
 @include_option
@@ -138,20 +138,21 @@ def check_command(
     include_paths: tuple[str, ...],
     junit: Path | None,
 ) -> int:
-    """Say which programs in PATH (a bundle or a cache directory; default: the cache) can be used on this machine.
+    """Check which programs in PATH can be used on this machine. PATH is a bundle or a cache; default: the cache.
 
-    A program can be used if it runs on the device and would have the same key here: the same compiler, headers and
-    variables, and the same paths if paths are in the binary. -I names folders with the programs' own headers.
+    A program can be used if it runs on the device and would have the same key on this machine: the same compiler,
+    headers and environment variables, and the same paths if the binary contains paths. -I gives the folders of the
+    programs' own headers.
 
-    With --lock or --manifest, say which of the programs that are needed are missing or stale, and why, as a frozen run
-    would. Entries that nothing needs are listed as unused; they are not a failure.
+    With --lock or --manifest, check that the needed programs are in PATH; for each that is missing or stale, the reason
+    is shown, as in a frozen run. Entries that aren't needed are listed as unused, which isn't a failure.
     """
     if lock_file is None and manifest is None:
         if junit is not None:
-            raise click.UsageError("--junit is for --lock or --manifest")
+            raise click.UsageError("--junit needs --lock or --manifest")
         return _check_host(session, path, archs, include_paths)
     if lock_file is None and not archs:
-        raise click.UsageError("--manifest needs --arch: for which architectures?")
+        raise click.UsageError("--manifest needs --arch: give the architectures to check")
     from cuda_progcache.service.compile_service import CompileService
 
     with _cache_at(session, path) as cache:
@@ -169,7 +170,7 @@ def check_command(
 
 @contextmanager
 def _cache_at(session: Session, path: Path | None) -> Iterator[ProgramCacheResource]:
-    """What is proved: the cache, a directory that is only read, or a bundle."""
+    """Open what is checked: the cache, a directory (read-only) or a bundle (unpacked)."""
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.readonly import ReadOnlyProgramCache
 
@@ -244,7 +245,7 @@ def _check_host(session: Session, path: Path | None, archs: tuple[str, ...], inc
         output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})
     else:
         if not asked and checked:
-            output.note_line("no CUDA device here: architectures aren't checked; give --arch, such as sm_90")
+            output.note_line("no CUDA device found: architectures aren't checked; give --arch, such as --arch sm_90")
         reasons = Counter(reason for entry in checked for reason in entry.reasons)
         for reason, count in reasons.most_common():
             output.line(f"{count:,}: {reason}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provenance graph as a tree for people: what something was made of, who asked for it, what was made of it."""
+"""A provenance graph as a text tree: a result's inputs, the calls that requested it, and the results that used it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from cuda_progcache.provenance.graph import Graph, Node
 
-#: Files of a kind, or results of a call, that are listed without being asked for.
+#: The maximum number of files of a kind, or results of a call, that are listed without ``everything``.
 FEW = 6
-_WIDE = 12  # of the words that lines begin with
+_WIDE = 12  # width of the labels at the start of lines
 _HEADINGS = {"header": "headers", "tool": "compiler", "template": "templates", "binary": "programs"}
 
 
 def tree_of(graph: Graph, *, everything: bool = False) -> Tree:
-    """Make the tree.
+    """Return a graph as a tree.
 
     Parameters
     ----------
     graph : Graph
-        With a root.
+        A graph with a root.
     everything : bool
-        List every file; else many of a kind are one line.
+        Whether to list every file; otherwise a line summarizes a kind with many files.
     """
     from rich.tree import Tree
 
@@ -51,12 +51,12 @@ class _Grower:
         self.everything = everything
         self.shown = {root.id}
         self._groups: set[frozenset[str]] = set()
-        # Who asked for the root asked for all that it took: said once, there.
+        # The callers of the root also called its other steps; they are shown only at the root.
         steps = [root, *graph.targets(root.id, "made by")]
         self._asked = {caller.id: step.id for step in steps for caller in graph.targets(step.id, "called by")}
 
     def grow(self, tree: Tree, node: Node) -> None:
-        """Add what ``node`` depends on; what hangs under two nodes is spelled out under the first."""
+        """Add the dependencies of ``node``; a node that several nodes depend on is expanded only the first time."""
         _add_facts(tree, node)
         used = self.graph.targets(node.id, "used")
         if node.kind == "link":
@@ -75,24 +75,24 @@ class _Grower:
                 self._add(tree, target, caller=True)
 
     def _own(self, used: Sequence[Node]) -> list[Node]:
-        """Of what a link used, what isn't told with its parts."""
+        """Return the inputs of a link that its parts don't have as inputs."""
         steps = [step for part in used for step in self.graph.targets(part.id, "made by")]
         told = {node.id for step in steps for node in self.graph.targets(step.id, "used")}
         return [node for node in used if node.id not in told]
 
     def _add(self, tree: Tree, node: Node, *, caller: bool = False) -> None:
-        # The rendering that a link whose parts are gone was called by didn't ask for it.
-        line = _row(("asked for by ", "cyan"), _line(node)) if caller and node.kind != "render" else _line(node)
+        # A link whose parts are gone has an edge to its rendering, which didn't request the link.
+        line = _row(("requested by ", "cyan"), _line(node)) if caller and node.kind != "render" else _line(node)
         if node.id in self.shown and self.graph.targets(node.id):
             tree.add(_row(line, _remark("(as above)")))
             return
         self.shown.add(node.id)
         branch = tree.add(line)
-        if not (caller and node.kind == "prewarm"):  # what else it asked for is no part of this one's story
+        if not (caller and node.kind == "prewarm"):  # a prewarm's other programs aren't related to this one
             self.grow(branch, node)
 
     def _add_group(self, tree: Tree, kind: str, nodes: Sequence[Node]) -> None:
-        """Add files of a kind: each, or how many there are by directory."""
+        """Add nodes of a kind: each of them, or their number by directory or architecture."""
         heading = _HEADINGS[kind]
         ids = frozenset(node.id for node in nodes)
         if ids in self._groups and len(nodes) > 1:
@@ -113,7 +113,7 @@ class _Grower:
             tree.add(_labelled(label, f"{node.label:<{width}}", _digest_of(node)))
 
     def add_made_of(self, tree: Tree, root: Node) -> None:
-        """Add what came of the root, and who else asked for it."""
+        """Add the results and calls that used the root."""
         users = [node for node in self.graph.sources(root.id) if node.id not in self.shown]
         if not users:
             return
@@ -147,7 +147,7 @@ def _add_facts(tree: Tree, node: Node) -> None:
 
 
 def _row(*parts: str | tuple[str, str] | Text) -> Text:
-    """Texts in a row, each plain, with a style, or in its own; a plain ``+`` gives all of them the first one's."""
+    """Join texts, each keeping its own style; ``+`` would give the first one's style to all of them."""
     made = output.text("")
     for part in parts:
         styled = (part,) if isinstance(part, str) else part
@@ -164,7 +164,7 @@ def _remark(what: str) -> tuple[str, str]:
 
 
 def _happened(what: str, node: Node, remark: str = "", *, timed: bool = True) -> Text:
-    """What happened, how long it took, when, and what else is known."""
+    """Return a line on a step: what happened, how long it took, when it ended, and a remark."""
     about = node.detail
     took = f" in {output.seconds(about['duration'])}" if timed and about.get("duration") is not None else ""
     ended = about.get("ended") if timed else None
@@ -181,7 +181,7 @@ def _root_line(node: Node) -> Text:
 
 
 def _line(node: Node) -> Text:
-    """A node as a line: what it is, its name, its digest."""
+    """Return a node as a line: its kind, its name and its digest."""
     about = node.detail
     call = f"call {str(about.get('key'))[:12]}"
     if node.kind == "binary":
@@ -203,18 +203,18 @@ def _line(node: Node) -> Text:
         size = about.get("bytes")
         return _happened(node.label + (f" of {output.size(size)}" if size else ""), node, call)
     if node.kind == "gone":
-        return _row(f"{node.label}, {call}", (", whose record isn't here: removed, or in another directory", "yellow"))
+        return _row(f"{node.label}, {call}", (" (record missing: removed, or in another directory)", "yellow"))
     if node.kind == "input":
-        gone = ", whose entry is gone" if about.get("entry") else ", whose record isn't here"
-        what = gone if about.get("gone") else ", handed in as bytes"
+        gone = " (entry removed)" if about.get("entry") else " (record missing)"
+        what = gone if about.get("gone") else " (passed in as bytes)"
         return _labelled("input", _row(node.label, (what, "yellow")), _digest_of(node))
     return _labelled(node.kind, node.label, _digest_of(node))
 
 
 def _digest_of(node: Node) -> str:
-    """What is shown of the digest of its content; of a build id, which comes with a length, no more than that."""
+    """Return a short form of a node's digest; for a build id, only the id and not the file's length after it."""
     if node.digest is None:
-        return "it wasn't there" if node.kind == "file" else ""
+        return "didn't exist" if node.kind == "file" else ""
     kind, _, rest = node.digest.partition(":")
     if not rest:
         return short(node.digest)
@@ -222,7 +222,7 @@ def _digest_of(node: Node) -> str:
 
 
 def _by_place(nodes: Iterable[Node], kind: str) -> list[tuple[str, int]]:
-    """How many lie in each directory (programs: are for each architecture), the most first."""
+    """Count the nodes by directory (programs: by architecture), the largest counts first."""
     places = (str(node.detail.get("arch")) if kind == "binary" else _place(node.label) for node in nodes)
     ordered = sorted(Counter(places).items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ordered[FEW:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``report``: the cache as one HTML file."""
+"""``report``: write a report on the cache as one HTML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPORT_JSON = """
 """
 
 
-@click.command("report", short_help="Write the cache as one HTML file.", epilog=REPORT_JSON)
+@click.command("report", short_help="Write a report on the cache as one HTML file.", epilog=REPORT_JSON)
 @click.option(
     "-o",
     "--output",
@@ -26,7 +26,7 @@ REPORT_JSON = """
     metavar="FILE",
     default="report.html",
     show_default=True,
-    help="Write it here.",
+    help="The HTML file to write.",
 )
 @click.option(
     "--listings",
@@ -42,18 +42,18 @@ REPORT_JSON = """
 @common_options
 @click.pass_obj
 def report_command(session: Session, out: Path, listed: int, *, no_plots: bool, manifest: Path | None) -> None:
-    """Write what the cache holds as one HTML file, to be read in a browser without network.
+    """Write a report on the cache as one HTML file, which a browser shows without network access.
 
-    It has totals, hit rate over time, cost by kernel and architecture, why programs were compiled, what each variant
-    uses on each architecture, a table of all programs to search and sort, and a page for each. Needs nvdisasm for
-    machine code.
+    It contains totals, the hit rate over time, the cost by kernel and architecture, the reasons for compiles, the
+    resources of each variant on each architecture, a table of all programs that can be searched and sorted, and a page
+    for each program. Machine code needs nvdisasm.
     """
     from cuda_progcache import __version__
     from cuda_progcache.report import data, listings, page, plots
 
     cache = session.existing_cache()
     if cache is None:
-        raise NoEntryError(f"there is nothing to report: no cache at {session.root()} can be read")
+        raise NoEntryError(f"nothing to report: there is no readable cache at {session.root()}")
     found = data.collect(cache, _cap(session))
     drawn = [] if no_plots else plots.plots(found)
     last = sorted(found.programs, key=lambda one: -one.last_used)[:listed]
@@ -75,7 +75,7 @@ def report_command(session: Session, out: Path, listed: int, *, no_plots: bool, 
 
 
 def _cap(session: Session) -> int | None:
-    """Give the cap of the default cache; what limits another one isn't written down."""
+    """Return the size cap of the default cache; None for another cache, whose cap isn't recorded."""
     from cuda_progcache.store.default_cap import default_max_size
 
     return default_max_size() if session.cache_dir is None else None

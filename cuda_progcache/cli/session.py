@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command shares: ``--json``, ``--cache-dir``, ``--mode``; the way to cache, service and library."""
+"""What all commands share: the options ``--json``, ``--cache-dir`` and ``--mode``; cache, service and library."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Session:
-    """The common options of one call, and what they lead to.
+    """The common options of one call, and the cache and service that they select.
 
     Attributes
     ----------
     cache_dir : Path or None
-        ``--cache-dir``; None: ``CUDA_PROGCACHE_DIR`` or the user's cache directory.
+        ``--cache-dir``; None selects ``CUDA_PROGCACHE_DIR`` or the user's cache directory.
     json : bool
-        Whether stdout is to carry one JSON object.
+        Whether to print one JSON object on stdout.
     """
 
     cache_dir: Path | None = None
     json: bool = False
 
     def root(self) -> Path:
-        """Give the directory of the cache, whether or not it is there yet."""
+        """Return the directory of the cache, whether or not it exists."""
         from cuda_progcache.store.root import default_root
 
         return Path(self.cache_dir or default_root()).expanduser().absolute()
 
     def command(self, name: str) -> str:
-        """Write a command of ours as it can be typed here, for the same cache."""
+        """Return the command line that runs a ``cuda-progcache`` command on the same cache, ready to be typed."""
         from cuda_progcache.cli.output import here, own_command
 
         where = "" if self.cache_dir is None else f" --cache-dir {shlex.quote(here(str(self.cache_dir)))}"
         return f"{own_command()} {name}{where}"
 
     def cache(self) -> FileStreamProgramCache:
-        """Open the cache, made where it isn't there yet."""
+        """Open the cache, and create it if it doesn't exist."""
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
         return FileStreamProgramCache(self.cache_dir, tiers="configured")
 
     def existing_cache(self, *, looking: bool = False) -> FileStreamProgramCache | None:
-        """Open the cache as it is; None, and a note on stderr, where there is none: this makes nothing.
+        """Open the cache if it exists; otherwise print a note on stderr and return None. Never create it.
 
         Parameters
         ----------
         looking : bool
-            It is only looked at: another user's, too, is shown, and nothing is written there.
+            Whether the cache is only read; another user's cache can then be opened too, and nothing is written to it.
         """
         from cuda_progcache._util import modes
         from cuda_progcache.cli.output import note_line
@@ -76,10 +76,10 @@ class Session:
         if not root.exists():
             note_line(f"there is no cache at {root} yet")
             return None
-        # By its path: a default root that can't be written would be replaced by memory, and this one is to be read.
+        # Given its path, the store doesn't replace a default root that can't be written by memory.
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        # What is asked for by hand, and the disk refuses, is said.
+        # strict: report errors of the disk instead of warning, since the user asked for this cache.
         try:
             return FileStreamProgramCache(root, strict=True)
         except UnsafeRootError:
@@ -87,21 +87,21 @@ class Session:
                 raise
             from cuda_progcache.store.readonly import look_into
 
-            note_line(f"{root} is {_owner(root)}'s: it is looked at, and nothing is written there")
+            note_line(f"{root} belongs to {_owner(root)}; it is only read")
             return look_into(root)
 
     def service(
         self, library: KernelLibrary | None = None, include_path: Sequence[str] = (), *, make: bool = True
     ) -> CompileService:
-        """Make a compile service over the cache.
+        """Return a compile service on the cache.
 
         Parameters
         ----------
         library : KernelLibrary, optional
         include_path : sequence of str
-            For the library's kernels.
+            Header directories for the library's kernels.
         make : bool
-            Make the cache where it isn't there yet; else it is only looked at.
+            Whether to create the cache if it doesn't exist; otherwise the cache is only read.
         """
         from cuda_progcache.service.compile_service import CompileService
 
@@ -109,7 +109,7 @@ class Session:
         return CompileService(cache, library=library, include_path=include_path)
 
     def looked_at(self) -> FileStreamProgramCache:
-        """Open the cache for lookups, in which it isn't made or written."""
+        """Open the cache for lookups only; it is neither created nor written."""
         from cuda_progcache._util import modes
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
@@ -119,7 +119,7 @@ class Session:
 
 
 def _owner(path: Path) -> str:
-    """Name the user whom a directory belongs to."""
+    """Return the name of a directory's owner."""
     import pwd
 
     user = path.stat().st_uid
@@ -135,9 +135,9 @@ def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:
     Parameters
     ----------
     manifest : Path or None
-        A folder with a ``manifest.toml``, or that file itself; None: the bundled library.
+        A folder with a ``manifest.toml``, or that file itself; None selects the bundled library.
     lines : bool
-        Whether the machine code is to name the lines of the templates.
+        Whether to compile with line information, so that machine code refers to template lines.
     """
     from cuda_progcache.service.manifest import KernelLibrary
 
@@ -151,7 +151,7 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def _set_mode(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
-    """Have the whole run, its worker processes too, use the cache in this mode."""
+    """Set the cache mode for the whole run, including worker processes."""
     if value is None:
         return
     before = os.environ.get(VARIABLE)
@@ -166,7 +166,7 @@ def _set_mode(ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 
 def common_options(command: F) -> F:
-    """Add ``--json``, ``--cache-dir`` and ``--mode``; they may stand before or after the command's name."""
+    """Add ``--json``, ``--cache-dir`` and ``--mode``, which may precede or follow the command's name."""
     command = click.option(
         "--json", is_flag=True, expose_value=False, callback=_remember, help="Print one JSON object on stdout."
     )(command)
@@ -175,26 +175,26 @@ def common_options(command: F) -> F:
         type=click.Choice(MODES),
         expose_value=False,
         callback=_set_mode,
-        help="How to use the caches: rw; ro (write nothing); off (neither read nor write); frozen (compile nothing). "
-        "[default: $CUDA_PROGCACHE, or rw]",
+        help="The cache mode: rw (read and write), ro (read only), off (neither), or frozen (read only; a miss is an "
+        "error). [default: $CUDA_PROGCACHE, or rw]",
     )(command)
     return click.option(
         "--cache-dir",
         type=click.Path(path_type=Path),
         expose_value=False,
         callback=_remember,
-        help="The cache to use. [default: $CUDA_PROGCACHE_DIR, or the user's cache directory]",
+        help="The cache directory. [default: $CUDA_PROGCACHE_DIR, or one in the user's cache directory]",
     )(command)
 
 
 class OutputFile(click.Path):
-    """A file that will be written, or ``-`` for stdout; a missing folder is an error before any work."""
+    """An output file, or ``-`` for stdout; a missing folder is reported before any work is done."""
 
     def __init__(self, *, allow_dash: bool = False) -> None:
         super().__init__(dir_okay=False, allow_dash=allow_dash, path_type=None if allow_dash else Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check the folder as well."""
+        """Convert the value, and check that its folder exists."""
         found = super().convert(value, param, ctx)
         folder = Path(os.fsdecode(found)).absolute().parent
         if not folder.is_dir():
@@ -203,9 +203,9 @@ class OutputFile(click.Path):
 
 
 def _explain_misses(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
-    """Print the reason of every miss on stderr while the command runs, those of worker processes too."""
+    """Print the reason for every miss on stderr while the command runs, including misses in worker processes."""
     if not value or os.environ.get("CUDA_PROGCACHE_LOG") in {"explain", "all"}:
-        return  # printed where they happen
+        return  # CUDA_PROGCACHE_LOG already prints them
     from cuda_progcache.cli.output import line
     from cuda_progcache.events import Event, subscribe
 
@@ -222,28 +222,28 @@ verbose_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_explain_misses,
-    help="Print the reason of every miss on stderr.",
+    help="Print the reason for every miss on stderr.",
 )
 
 
 def library_option(meaning: str) -> Callable[[F], F]:
-    """``--manifest``, with what it means to a command."""
+    """Return the option ``--manifest`` with a command's own help text."""
     return click.option("--manifest", type=click.Path(exists=True, path_type=Path), help=meaning)
 
 
 def archs_option(meaning: str) -> Callable[[F], F]:
-    """``--arch``, given any number of times."""
+    """Return the repeatable option ``--arch`` with a command's own help text."""
     return click.option("--arch", "archs", multiple=True, metavar="ARCH", shell_complete=archs, help=meaning)
 
 
 def kernels_option(meaning: str) -> Callable[[F], F]:
-    """``--kernel``, given any number of times."""
+    """Return the repeatable option ``--kernel`` with a command's own help text."""
     return click.option("--kernel", "kernels", multiple=True, metavar="NAME", shell_complete=kernels, help=meaning)
 
 
-manifest_option = library_option("A folder with a manifest.toml, or that file. [default: the bundled kernel library]")
+manifest_option = library_option("The kernel library: a manifest.toml or its folder. [default: the bundled library]")
 include_option = click.option(
-    "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
+    "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Search DIR for headers; repeatable."
 )
 
 parameter_option = click.option(
@@ -253,19 +253,19 @@ parameter_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     shell_complete=parameters,
-    help="A kernel parameter; repeatable.",
+    help="Set a kernel parameter; repeatable.",
 )
 
 
 def parse_parameters(library: KernelLibrary, kernel: str, pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Turn ``KEY=VALUE`` texts into values of the types that the kernel's manifest declares.
+    """Parse ``KEY=VALUE`` texts into values of the types that the manifest declares for the kernel.
 
-    Unknown names pass as text: the library refuses them and names the nearest.
+    Unknown names are kept as text; the library rejects them and suggests the nearest.
 
     Raises
     ------
     click.BadParameter
-        No ``=``, or a text that isn't of the parameter's type.
+        A text has no ``=``, or a value isn't of the parameter's type.
     KernelNotFoundError
         The library has no such kernel.
     """
@@ -281,16 +281,16 @@ def parse_parameters(library: KernelLibrary, kernel: str, pairs: tuple[str, ...]
 
 
 def parse_value(text: str, kind: str, hint: str) -> Any:
-    """Turn text into an int (any base prefix), a float, a bool or leave it a str.
+    """Parse text as an int (with any base prefix), a float or a bool, or return it unchanged.
 
     Parameters
     ----------
     text : str
-        What the user typed.
+        The text that the user typed.
     kind : str
-        ``int``, ``float``, ``bool``; anything else is text.
+        ``int``, ``float`` or ``bool``; any other kind leaves the text unchanged.
     hint : str
-        The option's name, for the error.
+        The option's name, for the error message.
     """
     try:
         if kind == "int":

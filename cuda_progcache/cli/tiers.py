@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tiers``, ``sync`` and ``gc``: the stores beyond this machine."""
+"""``tiers``, ``sync`` and ``gc``: commands on the tiers, the stores that machines share."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.upkeep import Health
 
 TIERS_JSON = """
---json: {"source": str (where they are configured; empty: named here), "tiers": [{"url", "mode", "trust", "ok": bool,
-"trouble": str, "latency": seconds or null, "objects", "bytes": int or null (--count), "breaker": "closed" or "open",
-"all_time": {"hits", "misses", "corrupt", "untrusted", "errors", "timeouts", "stored", "dropped", "bytes_in",
-"bytes_out", "calls"} (what every process on this cache has counted)}]}
+--json: {"source": str (where the tiers are configured; empty if they are given as arguments), "tiers": [{"url",
+"mode", "trust", "ok": bool, "trouble": str, "latency": seconds or null, "objects", "bytes": int or null (--count),
+"breaker": "closed" or "open", "all_time": {"hits", "misses", "corrupt", "untrusted", "errors", "timeouts", "stored",
+"dropped", "bytes_in", "bytes_out", "calls"} (totals of all processes on this cache)}]}
 """
 
 
-@click.command("tiers", short_help="Whether the tiers answer, and what they gave.", epilog=TIERS_JSON)
+@click.command("tiers", short_help="Check the tiers and show their traffic.", epilog=TIERS_JSON)
 @click.argument("urls", nargs=-1, metavar="[TIER]...")
-@click.option("--count", is_flag=True, help="Count what is there, which may take long.")
+@click.option("--count", is_flag=True, help="Count the programs in each tier, which may take long.")
 @common_options
 @click.pass_obj
 def tiers_command(session: Session, *, urls: tuple[str, ...], count: bool) -> None:
-    """Ask the configured tiers, or the given ones, whether they work. Exit code 1: one doesn't.
+    """Check that the configured tiers, or the given ones, work, and show their traffic.
 
-    Hits, bytes and trouble are those of all processes on this cache. Each process leaves a failing tier alone for 30
-    seconds, and longer each time; "breaker" says whether it would do so now.
+    Hits, bytes and errors are totals of all processes on this cache. Each process stops using a failing tier for 30
+    seconds, and for longer each time; "breaker" is "open" if the tier fails now. Exit code 1: a tier doesn't work.
     """
     from cuda_progcache.store.tiers.configuration import configured
     from cuda_progcache.store.tiers.sides import settings_of
@@ -75,7 +75,7 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
         "trust",
         "health",
         "latency",
-        "look-ups",
+        "lookups",
         "hits",
         "read",
         "written",
@@ -103,7 +103,7 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
         if one.trouble:
             output.fail_line(f"{one.url}: {one.trouble}")
         kinds = {
-            "time-out": counted.timeouts,
+            "timeout": counted.timeouts,
             "error": counted.errors - counted.timeouts,
             "damaged object": counted.corrupt,
             "untrusted object": counted.untrusted,
@@ -117,9 +117,9 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
 
 
 SYNC_JSON = """
---json: {"source", "target", "dry_run": bool, "copied": int, "bytes": int, "there": int (in the target before),
-"missing": int (asked for, and not in the source), "unusable": int (damaged, or signed by nobody who is trusted),
-"refused": int (too large for the target), "manifests": int, "packed": int (programs of the pack; 0: none written)}
+--json: {"source", "target", "dry_run": bool, "copied": int, "bytes": int, "there": int (already in the target),
+"missing": int (requested, but not in the source), "unusable": int (damaged, or without a trusted signature),
+"refused": int (too large for the target), "manifests": int, "packed": int (programs in the pack; 0: none written)}
 """
 
 
@@ -130,7 +130,7 @@ SYNC_JSON = """
 @click.option(
     "--pack",
     is_flag=True,
-    help="Also write the lockfile's programs as one object, which prewarm --lock fetches in one call.",
+    help="Also write the lockfile's programs as one object, which prewarm --lock fetches in one request.",
 )
 @click.option("--dry-run", is_flag=True, help="Copy nothing; show what would be copied.")
 @common_options
@@ -140,14 +140,15 @@ def sync_command(
 ) -> None:
     """Copy the programs that SRC has and DST lacks, with the header manifests that lead to them. Nothing is removed.
 
-    SRC and DST are each a cache directory or a tier's URL. For a configured tier the URL without options is enough. If
-    it is stopped, run it again: it continues. Exit code 1: a program of the lockfile isn't in SRC, or can't be used.
+    SRC and DST are each a cache directory or a tier's URL. The URL of a configured tier needs no options. A sync that
+    was stopped continues when it is run again. Exit code 1: a program of the lockfile isn't in SRC, or a program can't
+    be used.
     """
     from cuda_progcache.store.tiers.sides import is_url
     from cuda_progcache.store.tiers.upkeep import sync
 
     if pack and (lock_file is None or not is_url(target)):
-        raise click.UsageError("--pack writes a lockfile's programs to a tier: give --lock, and a URL as DST")
+        raise click.UsageError("--pack needs --lock and the URL of a tier as DST")
     only = None if lock_file is None else locked(lock_file)
     with progress("copying") as told:
         report = sync(
@@ -164,14 +165,14 @@ def sync_command(
     else:
         verb = "would be copied" if dry_run else "copied"
         output.line(
-            f"{output.plural(report.copied, 'program')} {verb} ({output.size(report.bytes)}), {report.there:,} there "
-            f"already, {output.plural(report.manifests, 'header manifest')}"
+            f"{output.plural(report.copied, 'program')} {verb} ({output.size(report.bytes)}), {report.there:,} already "
+            f"there, {output.plural(report.manifests, 'header manifest')}"
         )
         if report.packed:
             output.line(f"{output.plural(report.packed, 'program')} in the lockfile's pack")
         for many, why in (
             (report.missing, f"not in {names['source']}"),
-            (report.unusable, "left out: damaged, or signed by nobody who is trusted"),
+            (report.unusable, "left out: damaged or without a trusted signature"),
             (report.refused, f"too large for {names['target']}"),
         ):
             if many:
@@ -181,9 +182,8 @@ def sync_command(
 
 
 GC_JSON = """
---json: {"tier", "dry_run": bool, "removed": int, "bytes": int, "kept": int, "pinned": int (old, and in a lockfile),
-"undated": int (nobody knows how old), "manifests": int, "packs": int}; it needs --yes or --dry-run, for there is no
-one to ask
+--json: {"tier", "dry_run": bool, "removed": int, "bytes": int, "kept": int, "pinned": int (old, but in a lockfile),
+"undated": int (of unknown age), "manifests": int, "packs": int}; needs --yes or --dry-run, since it can't ask
 """
 
 
@@ -194,30 +194,31 @@ one to ask
     required=True,
     callback=parse_time,
     metavar="TIME",
-    help="Remove what was written longer ago than this, such as 12h or 90d; on Redis, what was last used.",
+    help="Remove programs written longer ago than this (on Redis: last used), such as 12h or 90d.",
 )
 @click.option(
     "--keep-lock",
     "locks",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Keep a lockfile's programs and its pack, and all header manifests; repeatable.",
+    help="Keep the programs and the pack of this lockfile, and all header manifests; repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
 @common_options
 @click.pass_obj
 def gc_command(
     session: Session, *, tier: str, older_than: float, locks: tuple[Path, ...], dry_run: bool, yes: bool
 ) -> None:
-    """Remove old programs from a tier. Say what would be removed, and ask, unless --yes is given.
+    """Remove old programs, header manifests and packs from a tier. TIER is its URL.
 
-    The tier is listed; no object is read.
+    The command shows what it would remove and asks for confirmation, unless --yes is given. The tier is listed; no
+    object is read.
     """
     from cuda_progcache.store.tiers.upkeep import collect
 
     if session.json and not (yes or dry_run):
-        raise click.UsageError("gc --json needs --yes or --dry-run: there is no one to ask")
+        raise click.UsageError("gc --json needs --yes or --dry-run, since it can't ask")
     kept = [locked(lock) for lock in locks]
     keep, packs = {key for one in kept for key in one.keys}, {one.digest for one in kept}
     found = collect(tier, older_than=older_than, keep=keep, keep_packs=packs)
@@ -229,9 +230,9 @@ def gc_command(
             f"{output.plural(found.packs, 'pack')} are older than {output.age(older_than)}; {found.kept:,} stay"
         )
         if found.pinned:
-            output.line(f"{output.plural(found.pinned, 'program')} as old, kept by a lockfile")
+            output.line(f"{output.plural(found.pinned, 'program')} as old, kept because of a lockfile")
         if found.undated:
-            output.note_line(f"{name} doesn't say how old {output.plural(found.undated, 'program')} may be: they stay")
+            output.note_line(f"{name} doesn't report the age of {output.plural(found.undated, 'program')}: kept")
     todo = found.removed + found.manifests + found.packs
     if todo and not dry_run:
         if not yes:
@@ -252,7 +253,7 @@ def gc_command(
 
 
 def locked(path: Path) -> Lock:
-    """Read a lockfile, of which no program's key may be unknown: it would be lost, or removed."""
+    """Read a lockfile; raise LockError if it lacks a program's key, since sync would skip and gc remove the program."""
     from cuda_progcache.service.lock import Lock
 
     lock = Lock.read(path)
@@ -260,7 +261,7 @@ def locked(path: Path) -> Lock:
     if unknown:
         raise LockError(
             f"{path}: {output.plural(len(unknown), 'program')} of {len(lock.programs):,} weren't compiled when it was "
-            "written, so their keys aren't known: prewarm, and write it again (cuda-progcache lock)"
+            "written, so their keys aren't known: prewarm, then write it again (cuda-progcache lock)"
         )
     return lock
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``watch``: what other processes do on the cache, as they do it."""
+"""``watch``: show live what other processes do with the cache."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from cuda_progcache.store.stats import Totals
 
 WATCH_JSON = """
---json: {"at": str (ISO 8601, UTC), "event": str, ...}, one such object per line
+--json: {"at": str (ISO 8601, UTC), "event": str, ...}, one object per line
 
 \b
 Events:
-  stored   the fields that list gives of an entry, and "reasons" (why it was compiled)
+  stored   the fields that list gives for an entry, and "reasons" (why it was compiled)
   unkept   the fields that list --unkept gives
-  counted  the fields of "all_time" that stats gives, since the last line of this kind
+  counted  the fields of "all_time" that stats gives, as increases since the last such line
 
 Programs are shown as they are stored. Lookups are shown when a process writes its counters: every five seconds while
 it uses the cache, and when it ends. A process in mode ro or frozen, or without permission to write, isn't counted.
 """
 
 
-@click.command("watch", short_help="Show what other processes do with the cache, live.", epilog=WATCH_JSON)
+@click.command("watch", short_help="Show live what other processes do with the cache.", epilog=WATCH_JSON)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to look.",
+    help="The time between checks.",
 )
 @click.option(
     "--for", "duration", callback=parse_time, metavar="TIME", help="Stop after this long, such as 30s or 10min."
@@ -51,9 +51,9 @@ it uses the cache, and when it ends. A process in mode ro or frozen, or without 
 @common_options
 @click.pass_obj
 def watch_command(session: Session, interval: float, duration: float | None) -> None:
-    """Print what other processes store in the cache, why they compiled it, and how often they hit. Ctrl-C ends it."""
+    """Show the programs that other processes store, why they compiled them, and their hit rate. Ctrl-C ends it."""
     if modes.current() == "off":
-        raise click.UsageError(f"the cache is off ({modes.VARIABLE}, --mode): there is nothing to watch")
+        raise click.UsageError(f"nothing to watch: the cache is off ({modes.VARIABLE}, --mode)")
     end = None if duration is None else time.monotonic() + duration
     if not session.root().exists():
         output.note_line(f"there is no cache at {session.root()} yet; waiting for one")
@@ -71,11 +71,11 @@ def watch_command(session: Session, interval: float, duration: float | None) -> 
     except Terminated:
         raise
     except KeyboardInterrupt:
-        return  # the usual end
+        return  # the usual way to end
 
 
 def _begin(session: Session) -> Watch | None:
-    """Open the cache, if there is one."""
+    """Start to watch the cache, if it exists."""
     from cuda_progcache.service.watch import Watch
 
     cache = session.existing_cache(looking=True) if session.root().exists() else None

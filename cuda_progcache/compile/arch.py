@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures: the current device's as the default, and errors about unknown ones."""
+"""Architectures: the default, which is the current device's, and checks that an architecture exists."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _WELL_KNOWN = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 
 
 
 def with_arch(options: Any) -> Any:
-    """Options with an architecture; if none was given, the current device's.
+    """Return options with an architecture; if they have none, with the current device's.
 
     Raises
     ------
     ArchError
-        There is neither an architecture nor a device; the message lists what the compiler supports.
+        If there is neither an architecture nor a device; the message lists the architectures that the compiler
+        supports.
     """
     if options.arch is not None:
         return options
@@ -39,13 +40,13 @@ def with_arch(options: Any) -> Any:
 def known_arch(text: object) -> Arch:
     """Parse an architecture and check that it exists.
 
-    Well-known ones are accepted without asking the compiler: a hit doesn't need one, and a compile shows whether it
-    supports them. For others, the installed NVRTC is asked.
+    Well-known architectures are accepted without asking the compiler: a hit needs no compiler, and a compile shows
+    whether they are supported. For others, the installed NVRTC is asked.
 
     Raises
     ------
     ArchError
-        It isn't an architecture, or this NVRTC doesn't know it; the message names the nearest one that it knows.
+        If the architecture is invalid or the installed NVRTC doesn't know it; the message suggests the nearest.
     """
     arch = _parsed(text)
     if arch is None or arch.capability not in _WELL_KNOWN:
@@ -54,18 +55,19 @@ def known_arch(text: object) -> Arch:
 
 
 def check_arch(arch: str) -> None:
-    """Raise an error for an architecture that the installed NVRTC doesn't know, naming the nearest.
+    """Check that the installed NVRTC knows an architecture.
 
     Raises
     ------
     ArchError
+        If it doesn't; the message suggests the nearest architecture.
     """
     if not knows_arch(arch):
         raise ArchError(about_arch(arch))
 
 
 def is_arch(text: object) -> bool:
-    """Whether a text has the form of an architecture, ``sm_90`` or the like; it needn't exist."""
+    """Whether a text has the form of an architecture, such as ``sm_90``; it needn't exist."""
     return _parsed(text) is not None
 
 
@@ -76,20 +78,20 @@ def knows_arch(arch: str) -> bool:
 
 
 def about_arch(arch: str) -> str:
-    """The message for an architecture that a compiler refused."""
+    """Return the message for an architecture that a compiler refused."""
     from cuda_progcache._util.suggest import did_you_mean
 
     supported = _supported()
     number = arch.lower().removeprefix("sm").removeprefix("compute").removeprefix("_")
     if f"sm_{number}" in supported and arch == f"sm_{number}":
-        return f"the compiler here doesn't support the architecture {arch!r}"
+        return f"the installed compiler doesn't support the architecture {arch!r}"
     hint = did_you_mean(f"sm_{number}", supported, listing="it compiles for")
     known = "" if "compiles for" in hint else f" It compiles for {', '.join(supported)}."
     return f"this NVRTC doesn't know the architecture {arch!r}{hint}{known}"
 
 
 def _parsed(text: object) -> Arch | None:
-    """The architecture, if it has a form that compilers take (``sm_90``, ``compute_90a``); else None."""
+    """Return the architecture if it has a form that compilers accept (``sm_90``, ``compute_90a``), otherwise None."""
     try:
         arch = Arch.parse(text)
     except ArchError:

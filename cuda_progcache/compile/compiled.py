@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compile gives: a binary, and what is known about it."""
+"""The result of a compile: a binary and its record."""
 
 from __future__ import annotations
 
@@ -29,26 +29,25 @@ class CompiledProgram:
     data : bytes
         The binary: cubin, PTX or LTO-IR.
     target_type : str
-        Which of them.
+        The binary's type: ``"cubin"``, ``"ptx"`` or ``"ltoir"``.
     name : str
         The program's name.
     arch : str
-        What it was compiled for.
+        The architecture it was compiled for.
     symbol_mapping : dict
-        Name expression (as it was given, str or bytes) to mangled name (bytes).
+        Name expression (as given, str or bytes) to mangled name (bytes).
     log : str
         The compiler's warnings and remarks, verbatim; replayed on a hit.
     record : mapping
-        The provenance that lies beside the entry, just as it was published; read when it, or the log, is first asked
-        for.
+        The record that was published with the entry. It is read at the first access to it or to the log.
     about : CompileRecord
-        What the record says of the compile.
+        The record, with typed fields.
     hit : bool
-        Whether it came from the cache.
+        Whether the program came from the cache.
     digest : str or None
-        Digest of the entry in the cache (64 hex digits); None if it wasn't stored.
+        The digest of the entry in the cache (64 hex digits); None if it wasn't stored.
     reason : str or None
-        Why it couldn't be stored, where it wasn't.
+        Why the program wasn't stored; None if it was.
     """
 
     data: bytes = field(repr=False)
@@ -76,7 +75,7 @@ class CompiledProgram:
         digest: str | None = None,
         reason: str | None = None,
     ) -> None:
-        # At once: field by field, as a frozen dataclass does it, takes 2 of the 25 µs of a hit.
+        # In one update: setting each field, as a frozen dataclass does, takes 2 of the 25 µs of a hit.
         self.__dict__.update(
             data=data,
             target_type=target_type,
@@ -93,7 +92,7 @@ class CompiledProgram:
             self.__dict__.update(log=log, record={} if record is None else record)
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here for what isn't there: the record and its log, before they are read.
+        # Called for missing attributes: the record and its log, before they are read.
         if name not in {"log", "record"} or "_read" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         record = self._read()
@@ -108,7 +107,7 @@ class CompiledProgram:
         return state
 
     def analyse_with(self, recorder: Recorder) -> Self:
-        """Have :meth:`resource_usage` and :meth:`sass` done through ``recorder(program, name, analyse)``."""
+        """Make :meth:`resource_usage` and :meth:`sass` call ``recorder(program, name, analyse)``."""
         self.__dict__["_recorder"] = recorder
         return self
 
@@ -118,36 +117,39 @@ class CompiledProgram:
 
     @property
     def about(self) -> CompileRecord:
-        """What the record says of the compile, each field of its own type."""
-        from cuda_progcache.store.compile_record import CompileRecord  # which a hit mostly does without
+        """The record, with typed fields."""
+        from cuda_progcache.store.compile_record import CompileRecord  # most hits don't need it
 
         return CompileRecord(self.record)
 
     @property
     def code(self) -> bytes:
-        """:attr:`data`, by the name that it has in ``ObjectCode``."""
+        """:attr:`data`, under its name in ``ObjectCode``."""
         return self.data
 
     @property
     def code_type(self) -> str:
-        """:attr:`target_type`, by the name that it has in ``ObjectCode``."""
+        """:attr:`target_type`, under its name in ``ObjectCode``."""
         return self.target_type
 
     def to_object_code(self) -> ObjectCode:
-        """The ``cuda.core.ObjectCode`` of these bytes (imports cuda.core; needs no driver until it is launched)."""
+        """Return a ``cuda.core.ObjectCode`` of the binary.
+
+        This imports cuda.core. A driver is only needed to load the binary.
+        """
         make = _object_code_makers()[self.target_type]
         return make(self.data, name=self.name, symbol_mapping=dict(self.symbol_mapping))
 
     def resource_usage(self) -> dict[str, dict[str, int | None]]:
-        """Registers, spills, memory (bytes), barriers and largest block of each kernel, as ``ptxas -v`` has them.
+        """Return registers, spills, memory (bytes), barriers and largest block of each kernel, as in ``ptxas -v``.
 
-        The fields are those of :class:`cuda_progcache.inspect.Resources`; None is what isn't known. They are read off
-        the cubin; no tool is run. Of a service's program it is a recorded call.
+        The fields are those of :class:`cuda_progcache.inspect.Resources`; None means unknown. They are read from the
+        cubin without running a tool. For a service's program, this is a recorded call.
 
         Raises
         ------
         InspectError
-            If this isn't a cubin.
+            If the program isn't a cubin.
         """
         from cuda_progcache.inspect import resource_record
 
@@ -155,19 +157,19 @@ class CompiledProgram:
         return usage
 
     def occupancy(self, block_size: int, dynamic_shared_bytes: int = 0) -> dict[str, Occupancy]:
-        """How many blocks and warps of each kernel run on a multiprocessor at once, and what limits them.
+        """Return how many blocks and warps of each kernel run on a multiprocessor at once, and what limits them.
 
         Parameters
         ----------
         block_size : int
-            Threads of a block.
+            Threads per block.
         dynamic_shared_bytes : int
-            Shared memory of a block beside the static one.
+            Dynamic shared memory per block, in addition to the static shared memory.
 
         Raises
         ------
         InspectError
-            If this isn't a cubin, the architecture isn't known, or a figure is out of range.
+            If the program isn't a cubin, the architecture isn't known, or a figure is out of range.
         """
         from cuda_progcache.inspect import Cubin, occupancy, resource_usage
 
@@ -178,9 +180,12 @@ class CompiledProgram:
         }
 
     def sass(self) -> str:
-        """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin).
+        """Return nvdisasm's disassembly. For a service's program, this is a recorded call.
 
-        Of a service's program it is a recorded call.
+        Raises
+        ------
+        InspectError
+            If nvdisasm isn't installed or the program isn't a cubin.
         """
         from cuda_progcache.inspect import sass
 

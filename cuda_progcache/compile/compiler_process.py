@@ -86,7 +86,7 @@ _CALLS: dict[str, tuple[Callable[[], type[Library]], str]] = {
 
 
 def send(descriptor: int, message: Any) -> None:
-    """Write a message to a pipe; OSError if nobody reads it."""
+    """Write a message to a pipe; raises OSError if nobody reads it."""
     content = marshal.dumps(message)
     rest = memoryview(len(content).to_bytes(8, "big") + content)
     while rest:
@@ -94,7 +94,7 @@ def send(descriptor: int, message: Any) -> None:
 
 
 def receive(descriptor: int, limit: int = 1 << 62) -> Any:
-    """Read a message of ``limit`` bytes at most from a pipe; EOFError if it was closed or sends something else."""
+    """Read a message of at most ``limit`` bytes from a pipe; raises EOFError if it is closed or has another content."""
     size = int.from_bytes(_read(descriptor, 8), "big")
     if size > limit:
         raise EOFError("it sent something other than a message")
@@ -136,7 +136,7 @@ def _move(cwd: str, pwd: str | None) -> None:
     try:
         os.chdir(cwd)
     except OSError:
-        os.chdir("/")  # it is gone: paths relative to it can't be found anyway
+        os.chdir("/")  # the directory is gone: paths relative to it can't be found anyway
     if pwd is not None:
         os.environ["PWD"] = pwd
     else:

@@ -41,7 +41,7 @@ compiles_itself = False
 
 
 def supported_archs() -> list[int]:
-    """Architectures this NVRTC compiles for, as numbers (90 is ``sm_90``), ascending."""
+    """Return the architectures that the installed NVRTC compiles for, as ascending numbers (90 is ``sm_90``)."""
     build = toolchain.build("c++")
     known = _archs.get(build)
     if known is None:
@@ -51,7 +51,7 @@ def supported_archs() -> list[int]:
 
 
 def include_source() -> str:
-    """How this NVRTC reports the headers it opens: ``"trace"``, ``"time-trace"``, or ``"nothing"``.
+    """Return how the installed NVRTC reports the headers it opens: ``"trace"``, ``"time-trace"`` or ``"nothing"``.
 
     The trace isn't documented, so it is tried once per build, with two small headers.
     """
@@ -121,7 +121,7 @@ def compile_cpp(
     Raises
     ------
     CompilerRefusal
-        With NVRTC's status and log.
+        If NVRTC refuses the program; it has NVRTC's status and log.
     ToolchainError
         If NVRTC isn't installed, can't do this, or crashes.
     """
@@ -191,15 +191,15 @@ def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: st
     Raises
     ------
     CompilerRefusal
-        With nvJitLink's status and log.
+        If the linker refuses the inputs; it has the linker's status and log.
     OptionError
-        For an input that nvJitLink doesn't take.
+        For an input that the linker doesn't accept.
     ToolchainError
         If nvJitLink isn't installed, can't do this, or crashes.
     """
     unknown = [i.target_type for i in inputs if i.target_type not in KINDS]
     if unknown:
-        raise OptionError(f"nvJitLink can't link {unknown[0]!r} input (it takes {', '.join(KINDS)})")
+        raise OptionError(f"nvJitLink can't link {unknown[0]!r} input (it accepts {', '.join(KINDS)})")
     if toolchain.linker() == "driver":
         from cuda_progcache.compile.driver_linker import link_by_driver
 
@@ -237,7 +237,7 @@ def compile_nvvm(modules: Sequence[tuple[str, bytes]], *, flags: Sequence[str], 
     Raises
     ------
     CompilerRefusal
-        With libNVVM's status and log.
+        If libNVVM refuses the program; it has libNVVM's status and log.
     ToolchainError
         If libNVVM or libdevice isn't installed, or libNVVM crashes.
     """

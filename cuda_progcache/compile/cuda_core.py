@@ -44,7 +44,7 @@ class _Finder:
     """Finds the module with the other finders, and patches it once it is loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """The spec from the finders after this one, with our loader."""
+        """Return the spec that the other finders return, with our loader."""
         if name != _HOME:
             return None
         for finder in sys.meta_path:
@@ -67,11 +67,11 @@ class _Loader:
         return getattr(self._inner, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Create it with its own loader."""
+        """Create the module with its own loader."""
         return self._inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Load it, and replace the class."""
+        """Execute the module, and replace the class."""
         if module.__spec__ is not None:
             module.__spec__.loader = self._inner
         module.__loader__ = self._inner

@@ -35,7 +35,7 @@ LineLookup = Callable[["int", "int | None"], "tuple[str, int] | None"]
 def parse_log(
     log: str, *, name: str = "", source: str = "", lookup: LineLookup | None = None
 ) -> tuple[Diagnostic, ...]:
-    """Read a compiler's log.
+    """Parse a compiler's log.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def compile_error(
     source: str = "",
     lookup: LineLookup | None = None,
 ) -> CompileError:
-    """The error for a compiler's refusal, with what was compiled, where it went wrong, and the log."""
+    """Return the error for a compiler's refusal, with the program, the places of the errors, and the log."""
     diagnostics = parse_log(refusal.log, name=name, source=source, lookup=lookup)
     errors = [d for d in diagnostics if d.severity != "warning"]
     log = refusal.log.strip()
@@ -154,7 +154,7 @@ def compile_error(
 
 
 def _missing_directories(refusal: CompilerRefusal, flags: Sequence[str]) -> list[str]:
-    """Hints about missing include directories, if a header wasn't found."""
+    """Return hints about missing include directories, if a header wasn't found."""
     if "cannot open source file" not in refusal.log:
         return []
     named = [flag.value for flag in read_flags(flags) if flag.name == "include-path" and flag.value]
@@ -171,7 +171,7 @@ _THEIRS = {
 
 
 def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
-    """The architecture, if the compiler refused it; else None."""
+    """Return the architecture if the compiler refused it, otherwise None."""
     arch = next((flag.value for flag in read_flags(flags) if flag.name == ARCH), None)
     if arch is None:
         return None

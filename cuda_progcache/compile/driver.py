@@ -14,7 +14,7 @@ _RELEASE = re.compile(rb"^// Cuda compilation tools, release (\d+)\.(\d+)", re.M
 
 @functools.lru_cache(maxsize=1)
 def driver_version() -> int | None:
-    """The CUDA version that the driver reports, 13050 for 13.5; None without a driver.
+    """Return the CUDA version that the driver reports (13050 for 13.5), or None without a driver.
 
     This doesn't initialize the driver.
     """

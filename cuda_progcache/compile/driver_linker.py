@@ -37,12 +37,12 @@ _ARCH = re.compile(r"-arch=(?:sm|compute)_(\d+)([af]?)")
 
 
 def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: str) -> Output:
-    """Link. Arguments and result are those of :func:`cuda_progcache.compile.nvjitlink.link`.
+    """Link; arguments and result are those of :func:`cuda_progcache.compile.compilers.link`.
 
     Raises
     ------
     CompilerRefusal
-        With the driver's status and log.
+        If the driver refuses the inputs; it has the driver's status and log.
     OptionError
         For an input, a target or a flag that only nvJitLink supports.
     ToolchainError
@@ -54,7 +54,7 @@ def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], targe
              "object": "CU_JIT_INPUT_OBJECT", "library": "CU_JIT_INPUT_LIBRARY"}  # fmt: skip
     for item in inputs:
         if item.target_type not in kinds:
-            raise OptionError(f"the driver's linker can't take {item.target_type} ({item.name}): {_WANTED}")
+            raise OptionError(f"the driver's linker doesn't accept {item.target_type} ({item.name}): {_WANTED}")
     driver = _bindings()
     names, values = _options(driver, flags)
     logs = {name: bytearray(_LOG_SIZE) for name in ("INFO", "ERROR")}
@@ -120,7 +120,7 @@ def _options(driver: Any, flags: Sequence[str]) -> tuple[list[Any], list[Any]]:
 
 @contextmanager
 def _context(driver: Any) -> Iterator[None]:
-    """Make a context current: the caller's, or else the first device's primary one for the duration."""
+    """Have a current context in the block: the caller's or, if there is none, the first device's primary context."""
 
     def check(status: Any, *results: Any) -> Any:
         if int(status):

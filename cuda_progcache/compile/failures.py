@@ -35,7 +35,7 @@ _lock = ForkSafeLock()
 
 
 def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, float] | None:
-    """A kept failure that this compile would repeat, and its age in seconds; None if there is none.
+    """Return a kept failure that this compile would repeat, and its age in seconds; None if there is none.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache:
         The headers that the compile read before it failed.
     cache : store
     seconds : float
-        Older ones are removed.
+        Older failures are removed.
     """
     log = refusal.log.lower()
     if (

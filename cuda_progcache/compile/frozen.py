@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors for programs that a frozen cache doesn't have: why they would be compiled, and how to fix that.
 
-No compiler is loaded, so the headers of a compile are known only if an earlier one has read them.
+No compiler is loaded, so the headers of a program are known only if an earlier compile has read them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SHADOWED = "a file that would be read is gone, or another file shadows it"
 
 
 def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
-    """The error for a missing program.
+    """Return the error for a missing program.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> Froze
 
 
 def no_cache(inputs: Step) -> FrozenMissError:
-    """The error for a compile without a cache."""
+    """Return the error for a compile without a cache."""
     reasons = ("no cache was given",)
     command = "pass cache=, or run it with CUDA_PROGCACHE=rw"
     _tell(inputs, reasons)
@@ -90,7 +90,7 @@ def no_cache(inputs: Step) -> FrozenMissError:
 def no_compiler(
     inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception
 ) -> FrozenMissError:
-    """The error if the compiler isn't installed, as if the compilers that made the cache's entries were."""
+    """Return the error if the compiler isn't installed, based on the compilers that made the cache's entries."""
     told = without_compiler(cache, lambda _: missed(base_key(inputs), cache, kernel))
     return (
         told
@@ -100,12 +100,12 @@ def no_compiler(
 
 
 def no_link(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
-    """The error for a missing link."""
+    """Return the error for a missing link."""
     return _error(inputs, cache, kernel, ("it was never linked from these inputs",))
 
 
 def _would_be(inputs: CompileInputs, kernel: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The part of its record that is known before it is compiled."""
+    """Return the part of a program's record that is known before it is compiled."""
     part = kernel is not None and "module" in kernel
     return {
         "name": inputs.name,
@@ -140,7 +140,7 @@ def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -
 
 
 def _command(inputs: Step, where: str, kernel: Mapping[str, Any] | None) -> str:
-    """The command that adds the program; for one that isn't a library kernel, an advice."""
+    """Return the command that adds a library kernel; for other programs, advice."""
     if kernel is None:
         return "run it once with CUDA_PROGCACHE=rw"
     words = ["cuda-progcache", "compile", "--kernel", str(kernel["name"])]

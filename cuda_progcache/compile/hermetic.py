@@ -61,13 +61,13 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
     base : BaseKey
         The key of a program that reads headers.
     random_seed : str
-        As in :func:`~cuda_progcache.compile.nvrtc.compile_cpp`.
+        As for :func:`~cuda_progcache.compile.compilers.compile_cpp`.
 
     Returns
     -------
     output : Output
     headers : HeaderSet
-        Its ``uncacheable`` says why, if the headers had to be read from the disk.
+        If the headers had to be read from disk, ``uncacheable`` says why.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _edited_since(time_ns: int, paths: Iterable[str]) -> bool:
 
 
 def _opened(trace: Trace, memory: _InMemory) -> list[bytes | None]:
-    """The header contents that a compile opened, each once, in order; None for a file from the disk."""
+    """Return the header contents that a compile opened, each once, in order; None stands for a file on disk."""
     return list(dict.fromkeys(memory.headers.get(name) for _, name in trace if name not in memory.forwarders))
 
 
@@ -159,7 +159,7 @@ def _included(text: bytes) -> set[str]:
 
 
 def _names_of(path: str, folders: list[str], search: SearchPath, written: set[str]) -> set[str]:
-    """The names by which a header may have been included; only those in the source, if any is (not from a macro)."""
+    """Return a header's names by which it may have been included: those in the text, or all if a macro names it."""
     places = [place[2] for place in search.places(path)]
     beside = [path[len(folder) + 1 :] for folder in folders if path.startswith(folder + "/")]
     names = {path, *places, *beside}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.compile_record import CompileRecord
 
-#: The number of compiles to compare with: of the same variant, or else of the same name.
+#: The number of compiles to compare with: of the same variant; otherwise, of the same name.
 _SAME, _OTHERS = 4, 16
 #: The number of compiles kept per program name, and the file size in bytes from which it is cut down to these.
 _KEPT, _LARGEST = 256, 160_000
@@ -67,7 +67,7 @@ class Compiled(NamedTuple):
 def note(cache: Any, about: CompileRecord, digest: str, *, made_here: bool = True) -> None:
     """Note the entry ``digest`` as the latest compile of a program.
 
-    If this process has compiled it, that is noted as well. Copies don't say who compiled them.
+    If the current process compiled the entry, that is noted as well; the origin of a copied entry isn't known.
     """
     name, compiled = _name(about), Compiled(digest, _variant(about), _made_here() if made_here else "")
     path = _path(cache, name)
@@ -96,14 +96,14 @@ def _made_here() -> str:
 
 
 class Makers:
-    """Who compiled the entries of a cache. Each program name's file is read once."""
+    """A lookup of the processes that compiled a cache's entries. Each program name's file is read once."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self._by: dict[str, dict[str, str]] = {}
 
     def of(self, entry: Any) -> dict[str, Any] | None:
-        """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None if unknown, as for an imported one."""
+        """Return who compiled an entry: ``{"at", "host", "pid", "command"}``; None if unknown, as for an import."""
         import json
 
         name = _name(entry.about)
@@ -128,9 +128,9 @@ def _forget_oldest(folder: str) -> None:
 
 
 def latest(cache: Any, name: str) -> list[Compiled]:
-    """The latest compiles of the programs with a name, newest first. Folders in the name are ignored.
+    """Return the latest compiles of the programs with a name, newest first. Folders in the name are ignored.
 
-    Those of this cache come before those of its read-only layers.
+    The cache's own compiles come before those of its read-only layers.
     """
     own, file = _path(cache, name), _file(name)
     found = list(derived(cache, "latest").get(os.path.basename(name), ())) if own is None else _read(own)
@@ -177,7 +177,7 @@ def _options(about: CompileRecord) -> list[str]:
 
 
 def reasons(cache: Any, about: CompileRecord, digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
-    """Why a program wasn't a hit.
+    """Return why a program wasn't a hit.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def reasons(cache: Any, about: CompileRecord, digest: str | None, *, headers: bo
     Returns
     -------
     tuple of str
-        A sentence per difference from the nearest earlier compile of that name (:func:`nearest`).
+        A sentence per difference from the nearest earlier compile with that name (:func:`nearest`).
     """
     known, variant = latest(cache, _name(about)), _variant(about)
     if any(one.digest == digest for one in known):
@@ -213,7 +213,7 @@ def is_new(reasons: tuple[str, ...]) -> bool:
 
 
 def without_headers(about: CompileRecord) -> CompileRecord:
-    """The compile as it would be if the program had read no headers and no path had reached its output."""
+    """Return the record without headers and without the paths that reached the output."""
     from cuda_progcache.keys.explain import OF_HEADERS
 
     components = [part for part in about.components if part[0] not in OF_HEADERS]
@@ -221,9 +221,9 @@ def without_headers(about: CompileRecord) -> CompileRecord:
 
 
 def _records(cache: Any, compiles: Iterable[Compiled]) -> Iterator[CompileRecord]:
-    """The records of those that are still there."""
+    """Yield the records of the compiles whose entries still exist."""
     for one in compiles:
-        with contextlib.suppress(KeyError, OSError):  # removed meanwhile
+        with contextlib.suppress(KeyError, OSError):  # removed in the meantime
             if is_compiled(entry := cache.info(one.digest)):
                 yield entry.about
 
@@ -238,16 +238,16 @@ def _is_whole(cache: Any, digest: str) -> bool:
 
 
 def nearest(about: CompileRecord, others: Iterable[CompileRecord]) -> CompileRecord | None:
-    """The best compile to compare another one with.
+    """Return the best compile to compare another one with; None if there are none.
 
     The same variant comes first (kernel, parameters, architecture and target, or name and options); then the same
-    options; then the one with the fewest differences to report, and with the fewest differing components.
+    options; then the fewest differences to report; then the fewest differing components.
 
     Parameters
     ----------
     about : CompileRecord
     others : iterable of CompileRecord
-        Newest first, which decides between equals.
+        Newest first; among equals, the newest is returned.
     """
     mine, variant, options = set(about.components), _variant(about), _options(about)
 
@@ -259,7 +259,7 @@ def nearest(about: CompileRecord, others: Iterable[CompileRecord]) -> CompileRec
 
 
 def differences(new: CompileRecord, old: CompileRecord) -> list[str]:
-    """The differences between two compiles, as sentences. Templates and parameters stand for the source."""
+    """Return the differences between two compiles as sentences; for a kernel's source, its templates and parameters."""
     from cuda_progcache.keys.explain import differing
 
     mine, theirs = dict(new.headers), dict(old.headers)
@@ -272,7 +272,7 @@ def differences(new: CompileRecord, old: CompileRecord) -> list[str]:
 
 
 def _rendered_otherwise(new: CompileRecord, old: CompileRecord) -> list[str]:
-    """Why the source of a library kernel differs: parameters or templates."""
+    """Return why the source of a library kernel differs: parameters and templates."""
     mine, theirs = new.rendered, old.rendered
     if mine is None or theirs is None:
         return []
@@ -292,12 +292,12 @@ def _rendered_otherwise(new: CompileRecord, old: CompileRecord) -> list[str]:
 
 
 def is_compiled(entry: Any) -> bool:
-    """Whether an entry's record says what it was compiled from; an entry that was added by hand doesn't have this."""
+    """Whether an entry's record has its compile's inputs; the record of an entry added by hand doesn't."""
     return bool(entry.about.is_compile)
 
 
 def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
-    """Why an entry was compiled, by comparing its record with the nearest of the last few thousand before it.
+    """Return why an entry was compiled, by comparing its record with the nearest of the last few thousand before it.
 
     Raises
     ------
@@ -315,14 +315,14 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
 
 
 def _same_before(cache: Any, about: CompileRecord, digest: str) -> CompileRecord | None:
-    """The previous compile of the same variant, by the order in the file, since a clock may have been wrong."""
+    """Return the previous compile of the same variant, by the order in the file, since a clock may have been wrong."""
     known, variant = latest(cache, _name(about)), _variant(about)
     at = next((n for n, one in enumerate(known) if one.digest == digest), len(known))
     return nearest(about, _records(cache, [one for one in known[at + 1 :] if one.variant == variant][:_SAME]))
 
 
 def _akin(cache: Any, info: Any) -> list[CompileRecord]:
-    """Earlier compiles of the same kernel, of the last few thousand; else of the same templates, after a renaming."""
+    """Return the same kernel's compiles among the last few thousand; if none, those of a kernel with its templates."""
     name, templates = _known_as(info.about), _templates(info.about)
     older = cache.first(
         _COMPARED,
@@ -336,7 +336,7 @@ def _akin(cache: Any, info: Any) -> list[CompileRecord]:
 
 
 def _known_as(about: CompileRecord) -> str:
-    """The name by which users know a program, without its folder."""
+    """Return the name by which users know a program, without its folder."""
     return _name(about) if about.kernel is None else about.kernel.name
 
 

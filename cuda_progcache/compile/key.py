@@ -30,7 +30,7 @@ def program_key(
     name_expressions: Iterable[str | bytes] | None = (),
     extra_digest: bytes | None = None,
 ) -> ProgramKey:
-    """The key of a compile, with all its components.
+    """Return the key of a compile, with all its components.
 
     If the source's headers aren't known from an earlier compile in this process, NVRTC's front end runs once to find
     them (a syntax check: no code is generated). If the source or a header uses paths (``__FILE__``, ``assert``), the
@@ -48,7 +48,7 @@ def program_key(
     Raises
     ------
     ValueError, TypeError
-        As in :func:`make_program_cache_key`.
+        As for :func:`make_program_cache_key`.
     """
     base, headers = _identify(code, code_type, options, target_type, name_expressions, extra_digest)
     return base.with_headers(headers)
@@ -71,7 +71,7 @@ def _identify(
         extra_digest=extra_digest,
     )
     if reason := inputs.unrepeatable:
-        vouched = "; extra_digest= over its content vouches for it" if inputs.facts.reads_unkeyed else ""
+        vouched = "; pass a digest of its content as extra_digest=" if inputs.facts.reads_unkeyed else ""
         raise UncacheableError(f"{inputs.name}: {reason}{vouched}")
     base = base_key(inputs)
     if not inputs.reads_headers:
@@ -92,9 +92,9 @@ def make_program_cache_key(
     name_expressions: Iterable[str | bytes] | None = (),
     extra_digest: bytes | None = None,
 ) -> bytes:
-    """The cache key of a compile.
+    """Return the cache key of a compile.
 
-    It accepts everything that ``cuda.core.utils.make_program_cache_key`` does, and also inputs whose content can be
+    This accepts everything that ``cuda.core.utils.make_program_cache_key`` does, and also inputs whose content can be
     read: headers and include paths, ``pre_include``, libdevice, a ``name`` with a directory.
 
     Parameters
@@ -148,7 +148,7 @@ def _learn_headers(base: BaseKey) -> HeaderSet:
             output = run(name_expressions=inputs.name_expressions)
     except CompilerRefusal as refusal:
         raise UncacheableError(
-            f"{inputs.name}: the headers it reads can't be found out, because it doesn't compile "
+            f"{inputs.name}: the headers it reads can't be determined, because it doesn't compile "
             f"({refusal.status}):\n{refusal.log}"
         ) from refusal
     if headers.uncacheable:

@@ -37,13 +37,13 @@ class Library:
     path : str
         The library's path. Its symbols aren't made global (``RTLD_LOCAL``).
     beside : sequence of str
-        Paths of libraries that it loads by name. They are loaded first, so that it finds exactly these: NVRTC in the
-        13.0 wheel, for example, has no search path that contains its builtins.
+        Paths of libraries that the library loads by name. They are loaded first, so that it finds exactly these: NVRTC
+        in the 13.0 wheel, for example, has no search path that contains its builtins.
 
     Raises
     ------
     UnusableError
-        If it can't be loaded.
+        If the library can't be loaded.
     """
 
     def __init__(self, path: str, beside: Sequence[str] = ()) -> None:
@@ -52,14 +52,14 @@ class Library:
         try:
             self._library = ctypes.CDLL(path)
         except OSError as error:
-            raise UnusableError(f"{path} can't be loaded: {error}") from error
+            raise UnusableError(f"can't load {path}: {error}") from error
 
     def status_name(self, status: int) -> str:
-        """The name of a status in the library's header file."""
+        """Return the name of a status in the library's header file."""
         return f"status {status}"
 
     def find(self, *names: str) -> Any:
-        """The first function of these names that the library has; None if it has none of them."""
+        """Return the first of these functions that the library has; None if it has none of them."""
         for name in names:
             try:
                 return self._library[name]
@@ -68,7 +68,7 @@ class Library:
         return None
 
     def function(self, *names: str) -> Any:
-        """As :meth:`find`; raises UnusableError if there is none."""
+        """Return the first of these functions that the library has; raises UnusableError if it has none of them."""
         found = self.find(*names)
         if found is None:
             raise UnusableError(f"{self.path} is too old: it has no {names[0]}")
@@ -98,10 +98,10 @@ def _loaded(path: str) -> ctypes.CDLL | None:
 
 
 def strings(values: Sequence[bytes]) -> Any:
-    """An array of C strings."""
+    """Return an array of C strings."""
     return (ctypes.c_char_p * max(len(values), 1))(*values)
 
 
 def text(log: bytes) -> str:
-    """A log, without trailing NULs."""
+    """Return a log as text, without trailing NULs."""
     return log.rstrip(b"\0").decode("utf-8", "backslashreplace")

@@ -26,6 +26,7 @@ def append(cache: Any, path: str, line: str) -> int:
     Raises
     ------
     OSError
+        If the file can't be written.
     """
     data = f"{line}\n".encode()
     try:
@@ -45,7 +46,7 @@ def append(cache: Any, path: str, line: str) -> int:
 
 
 def read(path: str) -> list[str]:
-    """The lines of a file, the oldest first; none if it is missing or can't be read."""
+    """Return the lines of a file, the oldest first; empty if it is missing or can't be read."""
     try:
         content, _ = files.read_regular(path)
     except OSError:
@@ -54,5 +55,5 @@ def read(path: str) -> list[str]:
 
 
 def rewrite(cache: Any, path: str, lines: list[str]) -> None:
-    """Replace a file's contents by these lines (OSError if that fails)."""
+    """Replace a file's contents by these lines; raises OSError if that fails."""
     write_beside(cache.path, path, "".join(f"{line}\n" for line in lines).encode())

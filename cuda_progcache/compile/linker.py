@@ -33,7 +33,7 @@ def link(
     Parameters
     ----------
     inputs : iterable
-        In link order: ``CompiledProgram``, ``cuda.core.ObjectCode`` (one that names a file is read), or
+        In link order: ``CompiledProgram``, ``cuda.core.ObjectCode`` (if it names a file, the file is read), or
         ``(bytes, target_type)`` pairs.
     options : LinkerOptions or mapping, optional
         Ours or ``cuda.core``'s, or a mapping of its fields. If any input is LTO-IR, ``link_time_optimization`` is
@@ -41,7 +41,7 @@ def link(
     target_type : {"cubin", "ptx"}
         In any case.
     cache : ProgramCacheResource, optional
-        Keyed by the content of the inputs, the flags and the linker.
+        The key contains the content of the inputs, the flags and the linker.
 
     Returns
     -------
@@ -50,13 +50,13 @@ def link(
     Raises
     ------
     CompileError
-        If the linker refuses.
+        If the linker refuses the inputs.
     TypeError
         For an input that isn't a binary, for options or a cache of the wrong type.
     OptionError
         For an empty list, or a target that nvJitLink doesn't support.
     ArchError
-        As :meth:`Program.compile`.
+        As for :meth:`Program.compile`.
     """
     ready = [_input(item, index) for index, item in enumerate(inputs)]
     return _linked(ready, as_options(options, LinkerOptions), target_type, cache)
@@ -96,7 +96,7 @@ class Linker:
     Parameters
     ----------
     *object_codes : cuda.core.ObjectCode or CompiledProgram
-        At least one, in link order. One that names a file is read here.
+        At least one, in link order. If one names a file, the file is read now.
     options : LinkerOptions or mapping, optional
         Ours or ``cuda.core``'s, or a mapping of its fields.
 
@@ -107,11 +107,11 @@ class Linker:
     TypeError
         For an input or options of the wrong type.
     ArchError
-        For an architecture in the options that isn't one.
+        For an invalid architecture in the options.
 
     Notes
     -----
-    Creating one loads nothing: nvJitLink is called only when something must be linked.
+    Creating a linker loads no library: nvJitLink is called only when something must be linked.
     """
 
     def __init__(self, *object_codes: Any, options: Any = None) -> None:
@@ -127,30 +127,30 @@ class Linker:
         self._peer: Any = None
 
     def link(self, target_type: str, *, cache: Any = None) -> ObjectCode:
-        """Link, or take the binary from a cache.
+        """Link, or return the binary from a cache.
 
         Parameters
         ----------
         target_type : {"cubin", "ptx"}
             In any case.
         cache : ProgramCacheResource, optional
-            As in :func:`link`.
+            As for :func:`link`.
 
         Returns
         -------
         cuda.core.ObjectCode
-            With the options' name.
+            Its name is the one in the options.
 
         Raises
         ------
         CompileError
-            If the linker refuses; :meth:`get_error_log` has its log then.
+            If the linker refuses the inputs; :meth:`get_error_log` then returns its log.
         OptionError
             For a target that nvJitLink doesn't support.
         ArchError
-            As :meth:`Program.compile`.
+            As for :meth:`Program.compile`.
         ClosedProgramError
-            If it was closed.
+            If the linker was closed.
         """
         if self._closed:
             raise ClosedProgramError("Linker has been closed")
@@ -163,15 +163,15 @@ class Linker:
         return made.to_object_code()
 
     def get_error_log(self) -> str:
-        """The log of the latest link, if the linker refused it."""
+        """Return the log of the latest link if the linker refused it; otherwise empty."""
         return self._logs["error"]
 
     def get_info_log(self) -> str:
-        """The log of the latest link, if it succeeded; on a hit, the log of the link that made the entry."""
+        """Return the log of the latest link if it succeeded; on a hit, the log of the link that made the entry."""
         return self._logs["info"]
 
     def close(self) -> None:
-        """Close: a later :meth:`link` raises RuntimeError."""
+        """Close the linker; a later :meth:`link` raises RuntimeError."""
         self._closed = True
         if self._peer is not None:
             self._peer.close()
@@ -190,7 +190,7 @@ class Linker:
 
             fields = dict(vars(with_arch(self._options)))
             if fields.pop("extra_flags", None):
-                raise OptionError("a handle is cuda.core's linker, and that takes no extra_flags")
+                raise OptionError("the handle is made by cuda.core's Linker, which takes no extra_flags")
             codes = [c.to_object_code() if isinstance(c, CompiledProgram) else c for c in self._object_codes]
             self._peer = Peer(*codes, options=PeerOptions(**fields))
             if self._closed:
@@ -199,7 +199,7 @@ class Linker:
 
     @classmethod
     def which_backend(cls) -> Any:
-        """The linker library that ``cuda.core`` would use: ``"nvJitLink"`` or ``"driver"``."""
+        """Return the linker library that ``cuda.core`` would use: ``"nvJitLink"`` or ``"driver"``."""
         from cuda.core import Linker as Peer
 
         return Peer.which_backend()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Link several binaries, or the outputs of compiles, with nvJitLink through the cache."""
+"""Links of several binaries, or of the outputs of compiles, with nvJitLink, through the cache."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_
 
 
 def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
-    """An input in the link's record: its entry's digest, if it has one, and the SHA-256 of its bytes."""
+    """Return an input for the link's record: its entry's digest, if it has one, and the SHA-256 of its bytes."""
     data, entry = (item.data or b"", item.digest) if part is None else (part.data, part.digest)
     content = sha256(data).hexdigest()
     return {"name": item.name, "target_type": item.target_type, "digest": entry, "sha256": content}
@@ -214,7 +214,7 @@ def look_up_linked(
 def linked_digest_here(
     inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any, holds: Holds = holds
 ) -> bytes | None:
-    """The key of a link, if this machine knows which headers its compiles read."""
+    """Return the key of a link; None if this machine doesn't know the headers that its compiles read."""
     own = _link_step(inputs, options, target_type)
     key = _link_key(own, inputs, cache, holds, headers_here) if own.unrepeatable is None else None
     return None if key is None else key.digest
@@ -252,7 +252,7 @@ def _link_key(
     holds: Holds = holds,
     headers_of: Callable[[BaseKey, Any, Holds], HeaderSet | None] = known_headers,
 ) -> ProgramKey | None:
-    """The key of a link; None while the headers of one of its compiles aren't known."""
+    """Return the key of a link; None if the headers of one of its compiles aren't known."""
     tools = toolchain.toolchain("ptx")
     used: dict[str, toolchain.ToolFile] = {tool.name: tool for tool in tools}
     headers: dict[str, Any] = {}
@@ -281,7 +281,7 @@ def _link_key(
 
 
 def unknown_arch(options: Any) -> CompileError:
-    """The error for linker options with an invalid architecture."""
+    """Return the error for linker options with an invalid architecture."""
     from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.output import CompilerRefusal
 
@@ -291,7 +291,7 @@ def unknown_arch(options: Any) -> CompileError:
 
 
 def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]) -> tuple[Output, float]:
-    """Link; return the output, and the seconds that it took."""
+    """Link; return the output and the seconds that the link took."""
     import time
 
     from cuda_progcache.compile.arch import knows_arch
@@ -311,5 +311,5 @@ def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledPr
     except CompilerRefusal as refusal:
         raise compile_error(
             refusal, name=own.name, code_type="link", target_type=own.target_type, flags=own.flags
-        ) from None  # it contains the whole refusal
+        ) from None  # the new error contains the whole refusal
     return output, time.perf_counter() - clock

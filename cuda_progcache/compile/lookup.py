@@ -42,13 +42,13 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False, holds: Holds = ho
     if again:
         return None
     if key is not None:
-        return load(key, inputs, cache)  # once more, and counted as a miss
-    cache.load(base.plain)  # no entry is called so: a miss, and counted
+        return load(key, inputs, cache)  # once more, to count the miss
+    cache.load(base.plain)  # no entry has this key: this counts the miss
     return None
 
 
 def digest_here(base: BaseKey, cache: Any, holds: Holds = holds) -> bytes | None:
-    """The key of a program, as far as it is known on this machine what the program reads."""
+    """Return the key of a program; None if this machine doesn't know the headers that it reads."""
     headers = headers_here(base, cache, holds) if base.inputs.reads_headers else NO_HEADERS
     return None if headers is None else base.with_headers(headers).digest
 
@@ -69,7 +69,7 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
         for expression in label.name_expressions:
             symbol = about.symbol(expression_text(expression))
             if symbol is None:
-                return None  # stored by hand, or by someone who makes up records: bytes alone can't serve these
+                return None  # stored by hand or with a made-up record: the symbol can't be served
             symbols[expression] = symbol.encode("utf-8", "surrogateescape")
     digest = entry_digest(key.digest)
     if (around := running.get()) is not None:
@@ -90,7 +90,7 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
 
 
 def _as_here(entry: Entry, label: Label) -> Mapping[str, Any]:
-    """An entry's record, with the paths in its log as this caller spells them."""
+    """Return an entry's record, with the paths in its log as the current caller spells them."""
     record = entry.record
     if "log_files" not in record or not isinstance(label, CompileInputs):
         return record
@@ -105,44 +105,44 @@ def _as_here(entry: Entry, label: Label) -> Mapping[str, Any]:
 @functools.cache
 def is_ours(kind: Hashable) -> bool:
     """Whether a cache class is one of this package's."""
-    return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
+    return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # cached, since the check of an ABC is slow
 
 
 def check_cache(cache: object) -> bool:
-    """Whether a cache is one of this package's; TypeError if it isn't cuda.core's either."""
+    """Whether a cache is one of this package's; raises TypeError if it isn't one of cuda.core's either."""
     ours = is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
     if not ours and not is_theirs(cache):
         raise TypeError(
-            f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
+            f"cache must be a ProgramCacheResource of cuda_progcache or cuda.core; got {type(cache).__name__}"
         )
     return ours
 
 
 def is_theirs(cache: object) -> bool:
-    """Whether a cache is a ``ProgramCacheResource`` of cuda.core's."""
+    """Whether a cache is a ``ProgramCacheResource`` of cuda.core."""
     theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
     return theirs is not None and isinstance(cache, theirs)
 
 
 def leases_dir(cache: Any) -> str | None:
-    """The directory of a cache's lease files, one for each compile under way; None for a cache in memory."""
+    """Return the directory of a cache's lease files, one per compile in progress; None for a cache in memory."""
     root = getattr(cache, "path", None)
     return None if root is None else os.path.join(root, "leases")
 
 
 def fleet(cache: Any, flight: str) -> Callable[..., Any] | None:
-    """What leads a flight among the hosts that share one of a cache's tiers; None where none of these keeps leases.
+    """Return a function that coordinates a flight among the hosts that share a tier; None if no tier keeps leases.
 
     Parameters
     ----------
     cache : ProgramCacheResource
     flight : str
-        The same on every host for what is likely the same program.
+        An identifier that is the same on every host for what is likely the same program.
     """
     leases = getattr(cache, "fleet", None)
     return None if leases is None else functools.partial(leases.lead, flight)
 
 
 def expression_text(expression: str | bytes) -> str:
-    """A name expression as text, as records store it."""
+    """Return a name expression as text, as records store it."""
     return expression.decode("utf-8", "surrogateescape") if isinstance(expression, bytes) else expression

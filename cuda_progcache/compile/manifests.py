@@ -41,7 +41,7 @@ def _manifest_path(cache: object, manifest_id: str) -> str | None:
 
 
 def known_headers(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSet | None:
-    """The header set of an earlier compile that still matches the files; None if there is none."""
+    """Return the header set of an earlier compile that still matches the files; None if there is none."""
     found = headers_here(base, cache, holds)
     if found is None and (content := _beyond(base.manifest_id, cache)) is not None:
         found = _take(base, content, cache, holds)
@@ -51,14 +51,14 @@ def known_headers(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderS
 
 
 def fetch_manifests(bases: Iterable[BaseKey], cache: Any, holds: Holds = holds) -> None:
-    """Fetch the manifests that are missing here from other machines, in as few requests as possible."""
+    """Fetch the manifests that this machine lacks from the tiers, in as few requests as possible."""
     missing = {base.manifest_id: base for base in bases if headers_here(base, cache, holds) is None}
     for manifest_id, content in cache.find_manifests(missing).items():
         _take(missing[manifest_id], content, cache, holds)
 
 
 def headers_here(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSet | None:
-    """:func:`known_headers`, only from this machine."""
+    """Return the header set as :func:`known_headers` does, but only from this machine."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
     search, recheck_after = base.search, base.inputs.header_policy.recheck_after
@@ -78,7 +78,7 @@ def headers_here(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSe
 
 
 def _take(base: BaseKey, content: bytes, cache: object, holds: Holds) -> HeaderSet | None:
-    """The header set that still matches, from another machine's manifest; if there is one, it is kept here."""
+    """Return, and store, the header set of another machine's manifest that matches the files; None if there is none."""
     from cuda_progcache.keys.elsewhere import from_elsewhere
 
     found = from_elsewhere(content).match(base.search, look=holds)
@@ -89,14 +89,14 @@ def _take(base: BaseKey, content: bytes, cache: object, holds: Holds) -> HeaderS
 
 
 def _beyond(manifest_id: str, cache: object) -> bytes | None:
-    """A manifest from another machine."""
+    """Return a manifest from the cache's tiers; None if it isn't there."""
     find = getattr(cache, "find_manifest", None)  # stores of cuda.core don't have it
     content: bytes | None = find(manifest_id) if find is not None else None
     return content
 
 
 def headers_before(base: BaseKey, cache: object) -> HeaderSet | None:
-    """The header set of the latest compile of this source with these options, whether or not it still matches."""
+    """Return the header set of the latest compile of this source and options, whether or not it still matches."""
     path = _manifest_path(cache, base.manifest_id)
     for file in [path, *_layers(cache, base.manifest_id, path)]:
         if sets := HeaderManifest.read(file).sets:
@@ -105,7 +105,7 @@ def headers_before(base: BaseKey, cache: object) -> HeaderSet | None:
 
 
 def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
-    """Header sets of earlier compiles from which this one differs only in comments and white space.
+    """Yield the header sets of earlier compiles that differ from this one only in comments and white space.
 
     This applies to the source and to each header. A set gives the key of the earlier compile.
     """
@@ -141,7 +141,7 @@ def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
 
 
 def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
-    """The paths of a manifest in the read-only layers of a cache."""
+    """Yield the paths of a manifest in the read-only layers of a cache."""
     for root in getattr(cache, "roots", ()):
         layer = manifest_path(root, manifest_id)
         if layer != own:
@@ -153,7 +153,7 @@ def _include_source_path(manifest: str) -> str:
 
 
 def _recall_include_source(manifest: str) -> None:
-    """Read from the cache how this NVRTC reports headers, because trying it takes as long as a compile."""
+    """Read from the cache how the installed NVRTC reports headers; trying it takes as long as a compile."""
     from cuda_progcache.compile import compilers
     from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
@@ -191,7 +191,7 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: st
 
 
 def _send(manifest_id: str, headers: HeaderSet, cache: object) -> None:
-    """Add a set to the manifest on other machines, if the cache has tiers."""
+    """Add a set to the manifest in the cache's tiers, if it has any."""
     if getattr(cache, "reaches_beyond", False):  # stores of cuda.core don't
         from cuda_progcache.keys.elsewhere import for_elsewhere
 
@@ -199,7 +199,10 @@ def _send(manifest_id: str, headers: HeaderSet, cache: object) -> None:
 
 
 def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str) -> bool:
-    """Store it for programs that differ only in comments and white space; False if those may affect the output."""
+    """Store a header set for programs that differ only in comments and white space.
+
+    Return False, and store nothing, if comments or white space may affect the output.
+    """
     from cuda_progcache.keys.include_text import asks_for_columns
     from cuda_progcache.keys.includes import plain_texts
 
@@ -232,10 +235,10 @@ def _remember(manifest_id: str, headers: HeaderSet, cache: object) -> str | None
 
 
 def _trim(shard: str) -> None:
-    """Remove some manifests whose entries are gone, since evicting an entry doesn't remove them.
+    """Remove some manifests whose entries are gone, since evicting an entry doesn't remove its manifest.
 
-    Once there are many, a few are checked for each one that is written. So those of evicted entries stay fewer than a
-    third of the others.
+    If a shard has many manifests, a few are checked at each write. So the manifests of evicted entries stay fewer than
+    a third of the others.
     """
     from cuda_progcache._util.chance import chance
     from cuda_progcache._util.liveness import LITTER_AGE

@@ -98,7 +98,7 @@ def compile_and_publish(
         if policy.keep_failures:
             _keep_failure(base, refusal, before, cache, policy.keep_failures)
         _tell_refused(inputs, refusal.status)
-        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
+        raise _error(inputs, refusal, lookup) from None  # the error contains the whole refusal
     duration = time.perf_counter() - clock
     reason = (
         inputs.unrepeatable
@@ -130,7 +130,7 @@ def _seed(base: BaseKey) -> str:
 
 
 def _compile(base: BaseKey, policy: MissPolicy, before: Folders) -> tuple[Output, HeaderSet]:
-    """Compile; return the output, and the headers that were read, with those of their paths that are in the output."""
+    """Compile; return the output and the headers that were read, including which of their paths are in the output."""
     output, headers = _compile_and_read(base, policy, before)
     reached = reaching(base, headers, output.trace, output.data, base.inputs.target_type)
     return output, replace(headers, paths=reached) if reached else headers
@@ -161,7 +161,7 @@ def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, s
         refusal, age = known
         _tell_refused(base.inputs, f"remembered for {age:.0f} s")
         error = _error(base.inputs, refusal, lookup)
-        error.add_note(f"remembered from a compile {age:.0f} s ago; nothing that it read has changed since")
+        error.add_note(f"remembered from a compile {age:.0f} s ago; the files that it read haven't changed since")
         raise error
 
 
@@ -199,7 +199,7 @@ def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> Compil
             output = _run(inputs, sha256(inputs.code).hexdigest()[:32])
     except CompilerRefusal as refusal:
         _tell_refused(inputs, refusal.status)
-        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
+        raise _error(inputs, refusal, lookup) from None  # the error contains the whole refusal
     seconds = time.perf_counter() - clock
     record = {"duration": seconds, "log": output.log, "pch_status": output.pch_status}
     tell_compiled(inputs, seconds)
@@ -221,7 +221,7 @@ def make_record(
     duration: float,
     kernel: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The provenance of a compile, as JSON. It has no absolute paths, except components of the key."""
+    """Return the record of a compile as JSON types. It has no absolute paths, except components of the key."""
     from datetime import UTC, datetime
 
     is_part = kernel is not None and "module" in kernel
@@ -252,11 +252,11 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
     try:
         return resource_record(cubin)
     except InspectError:
-        return None  # a cubin of a newer format: its resource usage isn't known, but it can be used
+        return None  # a cubin in a newer format is usable, but its resource usage is unknown
 
 
 def _why(cache: Any, about: CompileRecord, digest: str, reason: str | None) -> tuple[str, ...]:
-    """Why it was a miss."""
+    """Return why a program was a miss."""
     if reason is not None:
         return (f"it is never kept: {reason}",)
     if not isinstance(cache, ProgramCacheResource):
@@ -273,7 +273,7 @@ def publish(
     reason: str | None,
     seconds: float | None = None,
 ) -> CompiledProgram:
-    """Store the output, unless there is a ``reason`` not to. The caller gets the bytes either way.
+    """Store the output, unless there is a ``reason`` not to, and return the program in either case.
 
     ``seconds`` is the time that the compiler ran; by default, all the time that a hit saves.
     """

@@ -49,7 +49,7 @@ class NvJitLink(Library):
         return f"{_STATUSES[status] if status < len(_STATUSES) else 'ERROR'} ({status})"
 
     def function(self, *names: str) -> Any:
-        """By its name, or by the name in 12.0 to 12.2, which only have ``__nvJitLinkCreate_12_0`` and the like."""
+        """Return a function by its name, or by its name in 12.0 to 12.2, such as ``__nvJitLinkCreate_12_0``."""
         versioned = [f"__{name}_12_{minor}" for name in names for minor in range(10)]
         return super().function(*names, *versioned)
 
@@ -72,13 +72,14 @@ class NvJitLink(Library):
         Raises
         ------
         RefusedError
+            If nvJitLink refuses the flags or an input; it has the status and log.
         """
         handle = ctypes.c_void_p()
         options = [os.fsencode(flag) for flag in flags]
         try:
             self.call("nvJitLinkCreate", ctypes.byref(handle), ctypes.c_uint32(len(options)), strings(options))
         except RefusedError as refusal:
-            refusal.log = f"nvJitLink refused its options: {' '.join(flags)}"
+            refusal.log = f"nvJitLink refused the options: {' '.join(flags)}"
             raise
         try:
             for data, kind, name in inputs:

@@ -59,13 +59,13 @@ class Nvrtc(Library):
         return _STATUSES[status] if status < len(_STATUSES) else f"NVRTC_ERROR {status}"
 
     def version(self) -> tuple[int, int]:
-        """Its version number, which several builds may share."""
+        """Return NVRTC's version number, which several builds may share."""
         numbers = ctypes.c_int(), ctypes.c_int()
         self.call("nvrtcVersion", ctypes.byref(numbers[0]), ctypes.byref(numbers[1]))
         return numbers[0].value, numbers[1].value
 
     def archs(self) -> list[int]:
-        """Architectures it compiles for, as numbers (90 is ``sm_90``), ascending."""
+        """Return the architectures that NVRTC compiles for, as ascending numbers (90 is ``sm_90``)."""
         count = ctypes.c_int()
         self.call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
         found = (ctypes.c_int * count.value)()
@@ -105,7 +105,7 @@ class Nvrtc(Library):
         headers : mapping of bytes to bytes, optional
             Headers in memory, by their name in the ``#include``; they take precedence over those on disk.
         tell : {"trace", "time-trace"}, optional
-            How it is to report the headers that it opens.
+            How NVRTC shall report the headers that it opens; None: not at all.
         front_end_only : bool
             Whether the flags stop after the front end, so that there is no output.
 
@@ -118,6 +118,7 @@ class Nvrtc(Library):
         Raises
         ------
         RefusedError
+            If NVRTC refuses the program; it has the status, the log and the header trace.
         """
         if tell is None:
             return self._compile(code, name, flags, target_type, name_expressions, headers, front_end_only)
@@ -200,7 +201,7 @@ class Nvrtc(Library):
 
 
 class _Place:
-    """The file to which NVRTC writes its header trace. Its name can't be guessed, so nobody can create it beforehand.
+    """The file to which NVRTC writes its header trace. Its name can't be guessed, so it can't be created beforehand.
 
     If no such file can be made (the time trace needs a writable directory), NVRTC isn't asked for a trace.
     """
@@ -211,7 +212,7 @@ class _Place:
         self._descriptor: int | None = None
         self._folder: Any = None
         if tell == TRACE and hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
-            self._descriptor = os.memfd_create("progcache-trace")  # removed with the process, however that ends
+            self._descriptor = os.memfd_create("progcache-trace")  # freed with the process, however it ends
             path = f"/proc/self/fd/{self._descriptor}"
         else:
             import tempfile

@@ -60,6 +60,7 @@ class Nvvm(Library):
         Raises
         ------
         RefusedError
+            If libNVVM refuses the program; it has the status and log.
         OSError
             If libdevice can't be read.
         """

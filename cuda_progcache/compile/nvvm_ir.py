@@ -22,7 +22,7 @@ _USED = re.compile(r"^@llvm\.(?:compiler\.)?used *=(.*)$", re.MULTILINE)
 
 @functools.lru_cache(maxsize=64)
 def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
-    """Kernels of textual NVVM IR that a link of its LTO-IR would drop.
+    """Return the kernels of textual NVVM IR that a link of its LTO-IR would drop.
 
     nvJitLink keeps all kernels of C++. In libNVVM's LTO-IR it keeps only kernels that are used by other code, or named
     in ``@llvm.used`` (or ``@llvm.compiler.used``).
@@ -38,7 +38,7 @@ def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
         Names, in order.
     """
     if any(map(_is_bitcode, modules)):
-        return ()  # it may contain the list of used kernels
+        return ()  # the bitcode may contain the list of used kernels
     text = "\n".join(module.decode("utf-8", "replace") for module in modules)
     used = {name for kept in _USED.findall(text) for name in re.findall(_SYMBOL, kept)}
     kernels = {name: None for pattern in _KERNELS for name in pattern.findall(text)}
@@ -46,7 +46,7 @@ def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
 
 
 def extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
-    """Name and source of a program's extra modules."""
+    """Return the names and sources of a program's extra modules."""
     extra = inputs.options.extra_sources or ()
     return [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
 
@@ -56,7 +56,7 @@ def warn_of_dropped_kernels(inputs: CompileInputs) -> None:
     if names := kernels_without_use(inputs.code, *(module for _, module in extra_modules(inputs))):
         warn(
             f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "
-            f"only where @llvm.used names them (or compile to ptx, and link that)",
+            f"only if @llvm.used names them; name them there, or compile to ptx and link that",
             RuntimeWarning,
         )
 

@@ -44,7 +44,7 @@ NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH"
 
 
 def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
-    """The environment of a compiler process.
+    """Return the environment for a compiler process.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
 
 
 class NoProcessError(Exception):
-    """No compiler process can be started here; the message says why."""
+    """No compiler process can be started on this machine; the message says why."""
 
 
 class Kind(NamedTuple):
-    """What a compiler process was started with, and its lasting options; jobs of another kind need another process."""
+    """The lasting options, variables and user of a compiler process; a job of another kind needs another process."""
 
     lasting: frozenset[str]
     variables: tuple[str, ...]
@@ -70,7 +70,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, lasting: frozenset[str]) -> Kind:
-        """The kind of a job with these lasting options, in the current environment."""
+        """Return the kind of a job with these lasting options, in the current environment."""
         return cls(lasting, toolchain.environment(), (os.geteuid(), os.getegid()))
 
 
@@ -79,7 +79,7 @@ class _Process:
 
     def __init__(self, executable: str, kind: Kind) -> None:
         self.kind = kind
-        #: Path of each library that it has loaded, and the build of its files at that time.
+        #: Path of each library that the process has loaded, and the build of its files at that time.
         self.builds: dict[str, str] = {}
         self._greeted = False
         self._popen = subprocess.Popen(
@@ -97,14 +97,14 @@ class _Process:
         return self._popen.pid
 
     def greet(self) -> None:
-        """Read its greeting; EOFError or OSError if it didn't start, or is something else."""
+        """Read the greeting; raises EOFError or OSError if the process didn't start or is another program."""
         if not self._greeted:
             if self._receive(1 << 10) != GREETING:
                 raise EOFError("it isn't a compiler process of this Python")
             self._greeted = True
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Send it a job and return the answer; EOFError or OSError if it is gone."""
+        """Send a job and return the answer; raises EOFError or OSError if the process is gone."""
         self.greet()
         assert self._popen.stdin is not None  # noqa: S101 - for mypy
         send(self._popen.stdin.fileno(), job)
@@ -119,7 +119,7 @@ class _Process:
             raise EOFError(f"its answer can't be read: {error}") from error
 
     def end(self) -> str:
-        """Kill it; if it had ended already, return how."""
+        """Kill the process, if it still runs; return how it ended."""
         status = self._popen.poll()
         self._popen.kill()
         self._close()
@@ -135,7 +135,7 @@ class _Process:
         return self.end()
 
     def forget(self) -> None:
-        """Forget it in a forked child, since it belongs to the parent."""
+        """Forget the process in a forked child, since it belongs to the parent."""
         self._popen.returncode = 0
         self._close()
 
@@ -189,7 +189,7 @@ class _Pool:
                 self.changed.wait()
 
     def stand_up(self, seat: _Seat, *, keep: bool) -> None:
-        """Release a slot; its process is kept for later, or ended."""
+        """Release a slot; keep its process for later, or end it."""
         with self.changed:
             self.taken.discard(seat)
             if keep and seat.process is not None:
@@ -214,7 +214,7 @@ atexit.register(_pool.end_all)
 def ask(
     job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Callable[[], bool], alone: bool = False
 ) -> dict[str, Any]:
-    """Let a compiler process do a job.
+    """Run a job in a compiler process.
 
     Parameters
     ----------
@@ -239,13 +239,13 @@ def ask(
     Raises
     ------
     NoProcessError
-        If no process can be started here.
+        If no process can be started on this machine.
     ToolchainError
         If the process died, and a second one as well.
     """
     path = job["library"]
     job = job | {"cwd": _cwd(), "pwd": os.environ.get("PWD")}
-    for last in (False, True):  # an idle process may have died meanwhile, and a crash may be accidental
+    for last in (False, True):  # an idle process may have died in the meantime, and a crash may not repeat
         seat, keep = _Seat(), False
         try:
             _pool.sit(seat, kind, path, build, fresh=alone or last)
@@ -262,13 +262,13 @@ def ask(
                     f"the process that compiled {about} died ({cause}), and so did a second one: the compiler crashed, "
                     f"or memory ran out"
                 ) from error
-        finally:  # also at an interrupt: its answer would be taken for that of the next job
+        finally:  # also after an interrupt: this job's answer would be taken for the next job's
             _pool.stand_up(seat, keep=keep)
     raise AssertionError
 
 
 _interpreter: list[str] = []
-"""The Python executable that has worked, once one has."""
+"""The first Python executable that worked; empty before."""
 
 
 def _start(kind: Kind) -> _Process:
@@ -300,4 +300,4 @@ def _cwd() -> str:
     try:
         return os.getcwd()
     except OSError:
-        return os.sep  # it is gone: paths relative to it can't be found anyway
+        return os.sep  # the directory is gone: paths relative to it can't be found anyway

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From inputs to a binary, through a cache: look it up, or compile and publish it.
+"""The pipeline from inputs to a binary, through a cache: look the binary up, or compile and publish it.
 
 :func:`obtain` is the single entry point, for :class:`~cuda_progcache.compile.program.Program` and for the service:
 
@@ -42,7 +42,7 @@ def obtain(
     lookup: LineLookup | None = None,
     policy: MissPolicy = PLAIN,
 ) -> CompiledProgram:
-    """Get a compile's output: from the cache, or by compiling and publishing it.
+    """Return a compile's output from the cache, or compile and publish it.
 
     Parameters
     ----------
@@ -68,11 +68,11 @@ def obtain(
     CompileError
         If the compiler refuses the program, now or in a kept failure.
     UncacheableError
-        (a ``ValueError``) with a cache, for options that a hit couldn't honour.
+        (a ``ValueError``) If a cache is given and a hit couldn't honour the options.
     ToolchainError
-        If it isn't in the cache, and the compiler isn't installed.
+        If the program isn't in the cache and the compiler isn't installed.
     FrozenMissError
-        In mode ``frozen``, if it isn't in the cache.
+        In mode ``frozen``, if the program isn't in the cache.
     """
     ours = cache is not None and check_cache(cache)
     if (mode := modes.of(cache)) != "rw":
@@ -106,7 +106,7 @@ def obtain(
 
             raise no_compiler(inputs, cache, kernel, missing) from missing
         raise ToolchainError(
-            f"{missing}; {inputs.name} for {inputs.arch} isn't in the cache, so it would have to be compiled"
+            f"{missing}; {inputs.name} for {inputs.arch} isn't in the cache, so it must be compiled"
         ) from missing
     if inputs.name_expressions and not ours:
         raise UncacheableError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How misses are compiled."""
+"""The policy for misses: how they are compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MissPolicy:
     Attributes
     ----------
     precompiled : PrecompiledHeaders or None
-        The precompiled headers of the batch that this process works on.
+        The precompiled headers of the current process's batch.
     keep_failures : float
         Seconds for which a failed compile is kept; 0: not at all.
     """

@@ -50,14 +50,14 @@ _UNFIT = {"pch", "create-pch", "use-pch", "pch-dir", PRE_INCLUDE, "fdevice-synta
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:
-    """The directives at the start of a source, if all its headers are included there.
+    """Return the directives at the start of a source, if all its headers are included there.
 
     Comments and blank lines are left out, because they don't matter to NVRTC's PCHs.
 
     Returns
     -------
     bytes or None
-        None if a PCH can't be used for it.
+        None if the source can't use a PCH.
     """
     if inputs.code_type != "c++" or not inputs.facts.names.isdisjoint(_UNFIT):
         return None
@@ -83,7 +83,7 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
 
 
 def prefix_id(inputs: CompileInputs, cwd: str) -> str | None:
-    """Identifies the compiles that can share a PCH: equal for the same includes, flags and search path."""
+    """Return an identifier of the compiles that can share a PCH; equal for the same includes, flags and search path."""
     prefix = shared_prefix(inputs)
     if prefix is None:
         return None
@@ -144,9 +144,9 @@ class _Precompiled:
 
 
 class PrecompiledHeaders:
-    """The PCHs of a batch of compiles in this process; each is made at the first compile of its prefix.
+    """The PCHs of a batch of compiles in the current process; each is made at the first compile of its prefix.
 
-    Use it from one thread. The files have no names, so they are removed with the process, however it ends.
+    An object must be used by one thread only. The files have no names, so they are removed when the process ends.
 
     Parameters
     ----------
@@ -169,12 +169,13 @@ class PrecompiledHeaders:
         base : BaseKey
             The key of the program.
         compile_ : callable
-            Takes further flags for NVRTC, and compiles.
+            Compiles with the additional NVRTC flags that it is given.
 
         Returns
         -------
         (Output, HeaderSet) or None
-            The output of a plain compile, and the headers it would have read. None: compile it without a PCH.
+            The output, as a plain compile would make it, and the headers it would have read. None: the caller must
+            compile without a PCH.
         """
         prefix = prefix_id(base.inputs, base.cwd)
         if prefix is None or prefix in self._hopeless:
@@ -186,7 +187,7 @@ class PrecompiledHeaders:
             self._kept.move_to_end(prefix)
             return self._use(prefix, known, base, compile_)
         except CompilerRefusal as refusal:
-            if known is not None and "precompiled header" in refusal.log:  # it can't be read anymore
+            if known is not None and "precompiled header" in refusal.log:  # the PCH can no longer be read
                 self._drop(prefix)
                 self._hopeless.add(prefix)
             return None  # the plain compile reports it without mentioning PCHs
@@ -196,7 +197,7 @@ class PrecompiledHeaders:
     ) -> tuple[Output, HeaderSet] | None:
         from cuda_progcache.compile.compilers import include_source, reserve_pch_heap
 
-        self._hopeless.add(prefix)  # until this has succeeded: an attempt with each compile would double its cost
+        self._hopeless.add(prefix)  # until this succeeds: a failing attempt at each compile would double its cost
         # Only the trace shows whether a PCH was used.
         if include_source() != TRACE or not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
             return None
@@ -230,7 +231,7 @@ class PrecompiledHeaders:
             self._hopeless.add(prefix)
             return None
         self.used += 1
-        # Only the headers of the prefix can have been read: a source with further includes has no prefix here.
+        # Only the headers of the prefix can have been read: a source with other includes has no prefix.
         return output._replace(trace=known.trace), known.headers
 
     def _drop(self, prefix: str) -> None:

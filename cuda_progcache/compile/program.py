@@ -56,7 +56,7 @@ class Program:
 
     Notes
     -----
-    Creating one loads nothing. The compiler's own program object is created for each actual compile.
+    Creating a program loads no library. The compiler's own program object is created for each actual compile.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Program:
         *,
         cache: Any = None,
     ) -> ObjectCode:
-        """Compile, or take the binary from a cache.
+        """Compile, or return the binary from a cache.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class Program:
         *,
         cache: Any = None,
     ) -> CompiledProgram:
-        """As :meth:`compile`, but without ``cuda.core``: the bytes, whether it was a hit, and the record."""
+        """Compile as :meth:`compile` does, without importing ``cuda.core``; return the bytes, hit flag and record."""
         if self._closed:
             raise ClosedProgramError("Program has been closed")
         known = TARGET_TYPES[self._code_type]
@@ -167,7 +167,7 @@ class Program:
         return done
 
     def close(self) -> None:
-        """Close: a later :meth:`compile` raises RuntimeError."""
+        """Close the program; a later :meth:`compile` raises RuntimeError."""
         self._closed = True
         if self._peer is not None:
             self._peer.close()
@@ -203,7 +203,7 @@ class Program:
             given = with_arch(self._options)
             fields = {name: value for name, value in vars(given).items() if not name.startswith("_")}
             if fields.pop("extra_flags", None):
-                raise OptionError("a handle is cuda.core's program, and that takes no extra_flags")
+                raise OptionError("the handle is made by cuda.core's Program, which takes no extra_flags")
             self._peer = Peer(self._code, self._code_type, PeerOptions(**fields))
             if self._closed:
                 self._peer.close()  # then its handle is null
@@ -214,7 +214,7 @@ class Program:
 
 
 def _member(enumeration: str, value: str) -> str:
-    """The member of a string enumeration in ``cuda.core.typing``; the string itself if there is no such member."""
+    """Return a member of a string enumeration in ``cuda.core.typing``; the string itself if there is no such member."""
     try:
         from cuda.core import typing as names
 

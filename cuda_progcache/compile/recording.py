@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording the programs of a run: one line each, in a file to which any number of processes append.
+"""Recordings of the programs of a run: one line per program, in a file to which any number of processes append.
 
 ``CUDA_PROGCACHE_RECORD=run.json`` records a whole run, :class:`record` a part of one. Each line is a JSON object:
 
 ============================ =======================================================================================
 ``format``                   1
 ``name``                     the program's name
-``kernel``, ``parameters``   for a library kernel; else null
+``kernel``, ``parameters``   for a library kernel; otherwise null
 ``code_type``                ``c++``, ``ptx``, ``nvvm`` or ``link``
-``target``, ``arch``         ``cubin``, ``ptx`` or ``ltoir``; ``sm_90`` or the like
+``target``, ``arch``         ``cubin``, ``ptx`` or ``ltoir``; an architecture such as ``sm_90``
 ``flags``                    the compiler's flags, without include directories
 ``name_expressions``         template instances
-``fields``                   of a program from source: the fields of its ``ProgramOptions`` that aren't their defaults;
-                             null where they can't be written down
-``source``                   ``{"sha256"}`` of its source (of several modules, with a zero byte between them); where it
-                             is no library's and this process writes it for the first time, ``"text"``, or
-                             ``"base64"`` of bytes
-``key``                      the entry's digest; null where it wasn't kept
-``sha256``                   of the binary
+``fields``                   for a program from source: the ``ProgramOptions`` fields that aren't their defaults; null
+                             if JSON can't represent them
+``source``                   ``{"sha256"}`` of the source (several modules are joined by zero bytes); the first time
+                             that a process writes a program from source, also its ``"text"``, or ``"base64"`` if it
+                             isn't UTF-8
+``key``                      the entry's digest; null if the program wasn't kept
+``sha256``                   SHA-256 of the binary
 ``headers``                  SHA-256 over the names and digests of the headers that were read; null: none
 ``toolchain``                ``[{"name", "digest"}]``: the compiler's files
 ``outcome``                  ``hit`` or ``compiled``
-``reason``                   why it wasn't kept
+``reason``                   why the program wasn't kept
 ============================ =======================================================================================
 
 Each line is appended by one ``write``, so that it survives if its process is killed, and a truncated line damages no
@@ -62,7 +62,7 @@ _asked: tuple[str, record | None] = ("", None)
 
 
 class record:  # noqa: N801 - used as a function
-    """Record every program that this process compiles or gets from a cache while the block is open.
+    """Record every program that the current process compiles or gets from a cache while the block is open.
 
     Parameters
     ----------
@@ -72,14 +72,14 @@ class record:  # noqa: N801 - used as a function
     Attributes
     ----------
     path : str or None
-        Absolute.
+        The file's absolute path.
     programs : list of dict
-        The lines that this process has recorded.
+        The lines that this object has recorded.
 
     Raises
     ------
     OSError
-        The file can't be written.
+        If the file can't be written.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -102,7 +102,7 @@ class record:  # noqa: N801 - used as a function
             _open[:] = [other for other in _open if other is not self]
 
     def take(self, line: Mapping[str, Any], source: bytes | None) -> None:
-        """Record a program, unless it was recorded before (OSError if it can't be written)."""
+        """Record a program, unless it was recorded before; raises OSError if it can't be written."""
         import json
 
         told = dict(line)
@@ -160,15 +160,15 @@ def note_link(done: CompiledProgram, flags: Sequence[str]) -> None:
 
 
 def kernel_line(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequence[CompileInputs]) -> dict[str, Any]:
-    """The line for a library kernel.
+    """Return the line for a library kernel.
 
     Parameters
     ----------
     done : CompiledProgram
     kernel : mapping
-        Its ``name`` and ``parameters``.
+        The kernel's ``name`` and ``parameters``.
     compiles : sequence of CompileInputs
-        The inputs of its compiles; several for a linked kernel.
+        The inputs of the kernel's compiles; several for a linked kernel.
     """
     return _line(
         done,
@@ -222,7 +222,7 @@ def _take(line: Mapping[str, Any], source: bytes | None) -> None:
 
 
 def _by_variable() -> tuple[record, ...]:
-    """The recording requested by the environment."""
+    """Return the recording that the environment variable requests, if any."""
     global _asked  # noqa: PLW0603 - read at each use, as modes are
     if _raw not in _variables:
         return ()
@@ -242,7 +242,7 @@ def _warn(where: record | str, error: OSError) -> None:
     from cuda_progcache.errors import ProgCacheWarning
 
     path = where if isinstance(where, str) else where.path
-    message = f"what is used can't be recorded in {path}: {error.strerror or error}; nothing else is affected"
+    message = f"can't record programs in {path}: {error.strerror or error}; nothing else is affected"
     warn(message, ProgCacheWarning)
 
 
@@ -256,14 +256,14 @@ def _text(source: bytes) -> dict[str, str]:
 
 
 def _without_folders(flags: Sequence[str]) -> list[str]:
-    """Flags without include directories, which differ between machines."""
+    """Return flags without include directories, which differ between machines."""
     from cuda_progcache.keys.flags import INCLUDE_PATH, without
 
     return without(list(flags), INCLUDE_PATH)
 
 
 def _fields(options: Any) -> dict[str, Any] | None:
-    """The fields of options that aren't their defaults, as JSON values; None if JSON can't represent them."""
+    """Return the fields of options that aren't their defaults, as JSON values; None if JSON can't represent them."""
     from cuda_progcache.keys.options import ProgramOptions
 
     plain = vars(ProgramOptions())
@@ -286,7 +286,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _named(folder: str) -> str:
-    """A header directory by its symbolic name, if it has one; below the working directory, as a relative path."""
+    """Return a header directory's symbolic name, if it has one; below the working directory, its relative path."""
     from cuda_progcache.errors import ToolchainError
     from cuda_progcache.keys.toolchain import header_root
 
@@ -302,7 +302,7 @@ def _named(folder: str) -> str:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a recording: its programs, each once.
+    """Read a recording's programs, each once.
 
     Parameters
     ----------
@@ -318,9 +318,9 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises
     ------
     RecordingError
-        It isn't a recording, or has a later format.
+        If the file isn't a recording, or has another format version.
     OSError
-        It can't be read.
+        If the file can't be read.
     """
     import json
 
@@ -348,7 +348,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             known["outcome"] = "compiled"
     if not found and text.strip():
         raise RecordingError(
-            f"{path} is not a recording: it names no program (CUDA_PROGCACHE_RECORD makes a recording)"
+            f"{path} is not a recording: it contains no programs (CUDA_PROGCACHE_RECORD makes a recording)"
         )
     for line in found.values():
         if line["source"] is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One compile per program, however many threads and processes ask for it at once.
+"""Single flight: one compile per program, however many threads and processes ask for it at once.
 
 Threads of a process share a flight, which is one compile: the first thread compiles, and the others get its result or
 its error. Processes share leases: a lease is a file per flight under ``leases/`` of the cache, created with ``O_EXCL``,
@@ -11,8 +11,8 @@ compiles at once. No wait is endless: a waiter checks every 10 ms. It takes over
 it detects by the holder's start time or, across machines, by a lease that is no longer touched. It compiles in parallel
 if the holder is alive but suspended, if the lease ended without a result, or after :data:`LONGEST_WAIT`.
 
-Hosts share leases as well, if the cache has a tier that keeps them (:mod:`cuda_progcache.store.tiers.leases`): the one
-process of a host that would compile then asks there.
+Hosts share leases as well, if the cache has a tier that keeps them (:mod:`cuda_progcache.store.tiers.leases`). The one
+process of a host that would compile then takes a lease from the tier.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 POLL = 0.01
 #: Seconds between a holder's touches of its leases.
 HEARTBEAT = 0.5
-#: Seconds without a touch, by the waiter's clock, after which a holder counts as suspended or its machine as gone.
+#: Seconds without a touch, by the waiter's clock, after which a holder counts as suspended or its machine as gone. Time
+#: in which the waiter didn't run either doesn't count.
 STANDSTILL = 3 * HEARTBEAT
 #: Seconds after which a waiter compiles itself, even if the holder is still working.
 LONGEST_WAIT = 300.0
@@ -98,18 +99,18 @@ def fly(
     flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None], *,
     longest_wait: float = LONGEST_WAIT, fleet: Fleet | None = None,
 ) -> T:  # fmt: skip
-    """Compile, unless another thread or process is compiling the same: then wait for its result.
+    """Compile, or wait for the result if another thread or process is compiling the same program.
 
     Parameters
     ----------
     flight : str
-        Identifies the compile by a string that is safe as a file name; equal only if the outcome is.
+        Identifies the compile, by a string that is safe as a file name; equal only if the outcome is equal.
     directory : str or None
-        The directory of the leases that processes share; None: only for threads of this process.
+        The directory of the leases that processes share; None: only threads of the current process share the compile.
     compile_ : callable
         Compiles.
     look_up : callable
-        Returns the cache's entry by now; None if there is none.
+        Looks the program up in the cache again; returns None if it isn't there.
     longest_wait : float
         Seconds after which a waiter compiles itself, whatever the holder does.
     fleet : callable, optional
@@ -190,7 +191,7 @@ def _lead(
     while True:
         ours = _take(path)
         if ours is None:
-            return first()  # no leases can be made here (read-only, full), which at worst costs another compile
+            return first()  # leases can't be made (read-only, full), which at worst costs another compile
         if not ours:
             ours = _wait(path, deadline)
             if ours is None:
@@ -209,7 +210,7 @@ def _lead(
 
 
 def _take(path: str) -> bool | None:
-    """Take the lease: True if it is ours now, False if another process has it, None if leases can't be made here."""
+    """Take the lease: True if it is ours now, False if another process has it, None if leases can't be made."""
     try:
         write_beside(os.path.dirname(os.path.dirname(path)), path, str(current_owner()).encode(), new=True)
     except FileExistsError:
@@ -246,7 +247,7 @@ def _take_over(path: str, dead: files.Identity) -> bool | None:
 
 
 def _keep_alive(path: str) -> None:
-    """Keep touching a lease from now on."""
+    """Start touching a lease regularly."""
     with _here.lock:
         _here.leases.add(path)
     _start_heart()
@@ -270,6 +271,7 @@ def _wait(path: str, deadline: float) -> bool | None:
     while os.path.lexists(path):
         now = time.monotonic()
         if now - read_at >= HEARTBEAT / 2:
+            seen_at += max(0.0, now - read_at - HEARTBEAT)  # suspended as well, or on a busy machine
             read_at = now
             try:
                 data, status = files.read_regular(path)  # opened: a plain stat may be NFS's cache, seconds old
@@ -286,7 +288,7 @@ def _wait(path: str, deadline: float) -> bool | None:
                 if ours is not False:
                     return ours
                 if lost == dead and stands_still:
-                    return None  # the process that was quicker has died as well
+                    return None  # the process that took it over has died as well
                 if lost != dead:
                     lost, seen_at = dead, now
             elif stands_still:
@@ -303,12 +305,12 @@ def _start_heart() -> None:
             try:
                 _here.heart = threading.Thread(target=_beat, name="cuda_progcache-leases", daemon=True)
                 _here.heart.start()
-            except RuntimeError:  # there can be no more threads: who waits will compile beside us
+            except RuntimeError:  # no more threads can be started: waiters will compile in parallel
                 _here.heart = None
 
 
 def _beat() -> None:
-    """Touch this process's leases while there are any; ends when there have been none for a while."""
+    """Touch this process's leases while there are any; return when there have been none for a while."""
     idle = 0
     while idle < 20:
         time.sleep(HEARTBEAT)

@@ -57,7 +57,7 @@ def note(cache: Any, tools: Iterable[ToolFile]) -> None:
 
 
 def _parted(tools: Iterable[tuple[str, str]]) -> list[Tools]:
-    """The toolchains among the files of a record: a link's record also has those of its inputs."""
+    """Return the toolchains among the files of a record: a link's record also has those of its inputs."""
     found: list[list[tuple[str, str]]] = []
     for name, identity in tools:
         if name in _CODE_TYPES:
@@ -69,7 +69,7 @@ def _parted(tools: Iterable[tuple[str, str]]) -> list[Tools]:
 
 @functools.lru_cache(maxsize=16)
 def _file_of(tools: Tools) -> tuple[str, bytes]:
-    """Name and content of a toolchain's file."""
+    """Return the name and content of a toolchain's file."""
     import json
 
     content = json.dumps({"format": 1, "tools": tools}, indent=1).encode()
@@ -98,7 +98,7 @@ def _in_folder(folder: str) -> Iterator[Tools]:
 
 
 def made_for(cache: Any) -> dict[Slot, list[tuple[ToolFile, ...]]]:
-    """The toolchains that made a cache's entries, by slot, the latest first."""
+    """Return the toolchains that made a cache's entries, by slot, the latest first."""
     named = os.environ.get(_SETTING)
     found: dict[Slot, dict[tuple[ToolFile, ...], None]] = {}
 
@@ -118,7 +118,7 @@ def made_for(cache: Any) -> dict[Slot, list[tuple[ToolFile, ...]]]:
 
 
 def _of_records(cache: Any) -> list[Tools]:
-    """The toolchains in the records of a cache; stored in it, because reading all records takes long."""
+    """Return the toolchains in a cache's records, and store them in the cache, since reading all records takes long."""
     entries = getattr(cache, "entries", None)
     if entries is None:
         return []  # a store of cuda.core, which can't be listed
@@ -150,13 +150,14 @@ class _StandIns(dict[Slot, tuple[ToolFile, ...]]):
 
 
 def without_compiler(cache: Any, look: Callable[[bool], T | None]) -> T | None:
-    """Do a lookup on a machine without the compiler, with each toolchain that made the cache's entries.
+    """Look a program up on a machine without the compiler, with each toolchain that made the cache's entries.
 
     Parameters
     ----------
     cache : store
     look : callable
-        Does a lookup and returns None on a miss. Its argument says whether this is a repetition, which isn't counted.
+        Does a lookup and returns None on a miss. Its argument says whether the lookup is a repetition, which isn't
+        counted.
 
     Returns
     -------
@@ -175,5 +176,5 @@ def without_compiler(cache: Any, look: Callable[[bool], T | None]) -> T | None:
             with standing_in({**latest, **dict(zip(asked, chosen, strict=True))}):
                 found = look(True)
     except NotInstalledError:
-        return None  # it needs a compiler that made no entry here
+        return None  # it needs a compiler that made no entry of this cache
     return found

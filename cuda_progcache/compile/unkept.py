@@ -109,12 +109,12 @@ class Unkept(NamedTuple):
 
 
 def kind_of(reason: str) -> str:
-    """The kind of a reason."""
+    """Return the kind of a reason."""
     return next(kind for kind, (words, _) in KINDS.items() if re.search(words, reason))
 
 
 def note(cache: Any, about: CompileRecord, digest: str, reason: str) -> None:
-    """Count, list and warn about a program that was compiled and isn't kept.
+    """Count, list and warn about a program that was compiled but not kept.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def forget(cache: Any, digest: str) -> None:
 
 
 def listed(cache: Any) -> list[Unkept]:
-    """The programs that weren't kept in a cache, each once, the latest first."""
+    """Return the programs that weren't kept in a cache, each once, the latest first."""
     path = _path(cache)
     if path is None:
         return list(reversed(derived(cache, "unkept").values()))
@@ -180,7 +180,7 @@ def listed(cache: Any) -> list[Unkept]:
 
 
 def by_kind(unkept: Iterable[Unkept]) -> dict[str, int]:
-    """The number of programs of each kind, the most frequent first."""
+    """Return the number of programs of each kind, the most frequent first."""
     return dict(Counter(one.kind for one in unkept).most_common())
 
 

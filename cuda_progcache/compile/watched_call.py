@@ -123,7 +123,7 @@ class WatchedCall:
     # Use of the cache
 
     def look_up(self, cache: Any, key: Any) -> bytes | None:
-        """Look the program up; the compile's time is measured from here."""
+        """Look the program up; the compile time is measured from the end of the lookup."""
         self._digest = entry_digest(key)
         try:
             data: bytes | None = cache.get(key)
@@ -171,7 +171,7 @@ class WatchedCall:
             return None
 
     def _record(self, key: Any) -> dict[str, Any] | None:
-        """The record of the program, with the components of our own key; None if that can't be computed."""
+        """Return the program's record, with the components of our own key; None if that key can't be computed."""
         from datetime import UTC, datetime
 
         inputs = self._inputs
@@ -237,7 +237,7 @@ class WatchedCall:
 
 
 def _again(cache: Any, key: Any) -> bytes | None:
-    """Look again without counting another miss."""
+    """Look the program up again without counting another miss."""
     entry = cache.load_again(key)
     return None if entry is None else bytes(entry.data)
 
@@ -311,7 +311,7 @@ class _Taking(_Cache):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.held.append(value)
-        del value  # as above
+        del value  # a frame that can raise holds no ObjectCode
         self.data = program_bytes(self.held[0])
 
 
@@ -326,7 +326,7 @@ class _Given(_Cache):
 
 
 def _takes_records(cache: Any) -> bool:
-    """Whether it is a store of ours, and one that doesn't raise where it can't store."""
+    """Whether a cache is one of our stores and doesn't raise if it can't store."""
     return isinstance(cache, ProgramCacheResource) and not getattr(cache, "_strict", False)
 
 
@@ -336,4 +336,4 @@ def _seconds_spared(cache: Any, digest: str) -> float:
     try:
         return float(cache.info(digest).about.seconds)
     except (KeyError, OSError, NotImplementedError):
-        return 0.0  # removed meanwhile, in trouble, or a store that can't list: still a hit, but its time is unknown
+        return 0.0  # still a hit, but its compile time is unknown

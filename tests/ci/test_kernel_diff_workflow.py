@@ -68,7 +68,7 @@ def test_the_comment_names_what_changed(repository, tmp_path):
     assert done["Import it"] == "skipped"
     assert {outcome for name, outcome in done.items() if name != "Import it"} == {"success"}
     comment = (tmp_path / "job" / "comment-of-the-pull-request.md").read_text()
-    assert "2 with other machine code" in comment  # one kernel, for two architectures
+    assert "2 with changed machine code" in comment  # one kernel, for two architectures
     assert "edited sm\\_80" in comment and "edited sm\\_90" in comment and "same" not in comment
     assert "pr comment 7" in (tmp_path / "job" / "said").read_text()
     assert (tmp_path / "job" / "summary.md").read_text() == comment

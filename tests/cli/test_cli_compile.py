@@ -81,7 +81,7 @@ def test_output_files_and_stdout(cli, process, saxpy, tmp_path):
     assert done.stdout == target.read_bytes()
     assert done.stdout[:4] == b"\x7fELF"
     assert b"hit" in done.stderr
-    assert "both want stdout" in cli("compile", saxpy, "--json", "-o", "-", code=2).stderr
+    assert "both write to stdout" in cli("compile", saxpy, "--json", "-o", "-", code=2).stderr
 
 
 def test_output_that_can_not_be_written_is_a_failure(cli, saxpy, tmp_path):
@@ -233,9 +233,9 @@ def test_a_broken_kernel_names_the_template_and_line(cli, broken_library):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "give a FILE or --kernel"),
-        (["FILE", "--kernel", "scale"], "give a FILE or --kernel"),
-        (["FILE", "-p", "block=64"], "-p and --manifest are for --kernel"),
+        ([], "give either FILE or --kernel"),
+        (["FILE", "--kernel", "scale"], "give either FILE or --kernel"),
+        (["FILE", "-p", "block=64"], "-p and --manifest need --kernel"),
         (["--kernel", "axpby", "-D", "X"], "the manifest sets a library kernel's options"),
         (["--kernel", "axpbi", "--arch", "sm_90"], "axpby"),
         (["nothing.cu"], "does not exist"),
@@ -308,7 +308,7 @@ def test_a_cubin_without_a_kernel_is_hinted_at(cli, tmp_path, options):
     path.write_text(TEMPLATED)
     for _ in range(2):  # compiled, and a hit
         said = cli("compile", path, "--arch", "sm_80", *options).stderr
-        assert "there is no kernel in it" in said
+        assert "the binary has no kernel" in said
         assert "--name-expression" in said
     done = cli("compile", path, "--arch", "sm_80", "--name-expression", "scale<float>", *options)
     assert "no kernel" not in done.stderr
@@ -383,8 +383,8 @@ def test_headers_of_a_library_kernel_may_be_named(cli, cli_json, levels, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--lineinfo"], "there is no option --lineinfo; give it to the compiler as -O lineinfo=true"),
-        (["--max-register-count", "32"], "give it to the compiler as -O max_register_count=VALUE"),
+        (["--lineinfo"], "there is no option --lineinfo; to set it for the compiler, use -O lineinfo=true"),
+        (["--max-register-count", "32"], "to set it for the compiler, use -O max_register_count=VALUE"),
         (["--nonsense"], "No such option '--nonsense'"),
     ],
 )

@@ -38,7 +38,7 @@ def test_all_is_well(cli, cli_json, root):
 @pytest.mark.parametrize(
     ("variable", "value", "name", "problem", "advice"),
     [
-        ("CUDA_PROGCACHE_NVRTC", "{here}", "nvrtc", "can't be loaded", "reinstall nvidia-cuda-nvrtc"),
+        ("CUDA_PROGCACHE_NVRTC", "{here}", "nvrtc", "can't load", "reinstall nvidia-cuda-nvrtc"),
         ("CUDA_PROGCACHE_NVRTC", "{here}.none", "nvrtc", "none", "pip install nvidia-cuda-nvrtc"),
         ("CUDA_PROGCACHE", "readonly", "mode", "isn't a mode of the cache", "rw, ro, off, frozen"),
         ("CUDA_PROGCACHE_MAX_SIZE", "1y", "size cap", "isn't a size", "5GB"),

@@ -187,7 +187,7 @@ def test_show_of_ptx_and_ltoir_says_how_to_open_them(cli, kept):
     with FileStreamProgramCache() as cache:
         cache.publish(b"lto", b"ir", {"name": "lto", "target_type": "ltoir"})
         digest = next(e.digest for e in cache.entries() if e.record.get("name") == "lto")
-    assert "only be read by nvJitLink" in cli("show", digest).stdout
+    assert "only nvJitLink can read LTO-IR" in cli("show", digest).stdout
 
 
 def test_show_path_is_the_file_and_nothing_else(cli, kept):
@@ -208,9 +208,9 @@ def test_show_takes_names_and_misses_what_is_not_there(cli, cli_json, kept):
     assert "no program" in cli("show", "softmax@sm_90", code=5).stderr
     assert "isn't PARAMETER=VALUE" in cli("show", "softmax?a=b,c", code=2).stderr
     several = cli("show", "*.cu")
-    assert "2 programs are called *.cu; this is the one compiled last" in several.stderr
+    assert "2 programs match *.cu; this is the one compiled last" in several.stderr
     assert kept["gemm"] in several.stdout
-    assert "give the start of a digest" in cli("pin", "*.cu", code=5).stderr
+    assert "give a digest prefix" in cli("pin", "*.cu", code=5).stderr
     absent = next(d for d in ("0000", "1111", "2222", "3333") if not any(k.startswith(d) for k in kept.values()))
     assert f"a digest that starts with {absent}" in cli("show", absent, code=5).stderr
 

@@ -61,7 +61,7 @@ def test_wrong_calls(cli, compiles):
 
 
 def test_an_empty_cache(cli):
-    assert "nothing was compiled" in cli("explain", "--last", code=5).stderr
+    assert "no program has been compiled" in cli("explain", "--last", code=5).stderr
 
 
 UNKEPT = "__device__ int t = sizeof(__TIME__);\n" + SOURCE

@@ -51,7 +51,7 @@ def test_exactly_what_a_lock_needs(cli, cli_json, locked, library, root, tmp_pat
     assert "nothing to export" in cli("export", tmp_path / "no.tar", "--since", "2999-01-01", code=5).stderr
     assert "is neither a time" in cli("export", tmp_path / "no.tar", "--since", "then", code=2).stderr
     assert "--oci" in cli("export", code=2).stderr
-    assert "go together" in cli("export", "--wheel", tmp_path, code=2).stderr
+    assert "must be given together" in cli("export", "--wheel", tmp_path, code=2).stderr
     (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")
     error = cli("export", tmp_path / "no.tar", *locked, code=1).stderr
     assert "1 of 3 programs can't be exported" in error

@@ -217,8 +217,8 @@ def test_a_program_that_is_not_there(cli, kept, command, asked, told):
 @pytest.mark.parametrize("asked", ["softmax?dtype=float64", "softmax?dtyp=float16", "softmax@sm_75"])
 def test_a_variant_that_is_not_there_is_told_from_the_name(cli, kept, asked):
     (line,) = cli("show", asked, code=ExitCode.NO_ENTRY).stderr.splitlines()
-    assert "no program in" in line and f" fits {asked}; " in line
-    assert line.endswith("list --kernel softmax shows what is there")
+    assert "no program in" in line and f" matches {asked}; " in line
+    assert line.endswith("list --kernel softmax shows the programs")
 
 
 def test_a_defect_shows_its_traceback_when_asked(process, tmp_path):

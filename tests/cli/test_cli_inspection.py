@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_told_and_passed_over(cli, root, digests, tmp_pat
         about = {"name": "bad.cu", "target_type": "cubin", "arch": "sm_90"}
         other.publish(b"bad", b"\x7fELF\x02\x01 and no more", about)
     done = cli("resources", "--cache-dir", tmp_path / "other")
-    assert re.search(r"[0-9a-f]{12} \(bad.cu\) is passed over: .*corrupt", done.stderr)
+    assert re.search(r"[0-9a-f]{12} \(bad.cu\) is skipped: .*corrupt", done.stderr)
     assert len(done.stdout.splitlines()) == 4
 
 
@@ -155,7 +155,7 @@ def test_diff_of_two_builds(cli, cli_json, digests):
 def test_diff_says_when_the_key_alone_differs(cli, cli_json, digests):
     text = cli("diff", digests["old"], digests["lines"], code=1).stdout
     assert "option lineinfo" in text
-    assert text.endswith("the machine code is equal; only what stands around it in the files differs\n")
+    assert text.endswith("the machine code is equal; only other parts of the files differ\n")
     assert cli_json("diff", digests["old"], digests["lines"], code=1)["same_code"]
     assert cli("diff", digests["old"], digests["old"]).stdout == "the binaries are equal\n"
 

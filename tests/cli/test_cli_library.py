@@ -84,7 +84,7 @@ def test_kernels_check_says_what_is_wrong_with_a_library(cli, cli_json, tmp_path
         (tmp_path / "manifest.toml").write_text(manifest.format(entry, option))
 
     write("k", "ftz = true")
-    assert "nothing is wrong" in cli("kernels", "--manifest", tmp_path, "--check").stdout
+    assert "no mistakes" in cli("kernels", "--manifest", tmp_path, "--check").stdout
     assert cli_json("kernels", "--manifest", tmp_path, "--check") == {"problems": []}
     write("kk", "ftz = true")
     said = "k: the defaults: the source has no entry point 'kk'"

@@ -92,7 +92,7 @@ def test_for_people(diff):
     assert re.search(r"^only the key changed.*\(1\)\n  defined n=2 sm_90\n    option define_macro", text, re.MULTILINE)
     assert "shared bytes 0 → 256" in text
     assert re.search(r"^    \+    BAR.SYNC", text, re.MULTILINE)
-    assert text.endswith("1 with other machine code, 1 with another key alone, 1 added, 1 removed\n")
+    assert text.endswith("1 with changed machine code, 1 with only a changed key, 1 added, 1 removed\n")
     assert "BAR.SYNC" not in diff("--stat").stdout
 
 
@@ -128,4 +128,4 @@ def test_wrong_use(cli, place, tmp_path):
     assert "there is no file" in cli("diff", "--lock", tmp_path / "none", place / "new.lock", code=2).stderr
     (tmp_path / "other").write_text("{}")
     assert "is not a lockfile" in cli("diff", "--lock", tmp_path / "other", place / "new.lock", code=2).stderr
-    assert "give --lock" in cli("diff", "--markdown", tmp_path / "m", "abcd", "abce", code=2).stderr
+    assert "--markdown needs --lock" in cli("diff", "--markdown", tmp_path / "m", "abcd", "abce", code=2).stderr

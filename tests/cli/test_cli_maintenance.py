@@ -19,7 +19,7 @@ def path_of(root, digest):
 
 
 def test_verify_a_whole_cache(cli, cli_json, kept, root):
-    assert cli("verify").stdout == "3 entries whole (5.1 kB), nothing wrong\n"
+    assert cli("verify").stdout == "3 entries intact (5.1 kB), no problems\n"
     assert cli_json("verify") == {"root": str(root), "ok": True, "whole": 3, "bytes": 5120, "findings": []}
 
 
@@ -28,7 +28,7 @@ def test_verify_says_what_is_wrong_and_repairs_it(cli, cli_json, kept, root):
     path.write_bytes(b"!" * 5000)
     text = cli("verify", code=1).stdout
     assert f"corrupt: {path} (5.0 kB)" in text
-    assert "2 entries whole (120 B), 1 file wrong" in text
+    assert "2 entries intact (120 B), 1 problem found" in text
     assert "verify --repair" in text
     (finding,) = cli_json("verify", code=1)["findings"]
     assert (finding["kind"], finding["path"], finding["digest"]) == ("corrupt", str(path), kept["saxpy"])
@@ -95,7 +95,7 @@ def test_times(span, value):
 )  # fmt: skip
 def test_prune_to_what(cli, kept, arguments):
     cli("prune", *arguments, code=2)
-    assert "3 entries whole" in cli("verify").stdout
+    assert "3 entries intact" in cli("verify").stdout
 
 
 # pin
@@ -142,7 +142,7 @@ def test_export_and_import(cli, cli_json, kept, root, tmp_path):
     }  # fmt: skip
     other = tmp_path / "other"
     assert "imported 3 entries (5.1 kB)\n" in cli("import", bundle, "--cache-dir", other).stdout
-    assert "imported 0 entries (0 B); 3 here already" in cli("import", bundle, "--cache-dir", other).stdout
+    assert "imported 0 entries (0 B); 3 already in the cache" in cli("import", bundle, "--cache-dir", other).stdout
     assert {e["digest"] for e in cli_json("list", "--cache-dir", other)["entries"]} == set(kept.values())
 
 
@@ -213,7 +213,7 @@ def test_check_refuses_what_is_no_architecture(cli, kept):
 
 
 def test_looking_makes_no_cache(cli, cli_json, root):
-    assert "nothing wrong" in cli("verify").stdout
+    assert "no problems" in cli("verify").stdout
     assert cli_json("prune", "--max-size", "0")["removed"] == 0
     assert cli_json("pin", "--list")["pins"] == []
     assert cli_json("check", "--arch", "sm_90")["entries"] == []

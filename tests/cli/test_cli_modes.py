@@ -62,7 +62,7 @@ def test_a_prewarm_into_memory_is_refused(cli, library, monkeypatch):
     """For root every directory can be written, so the answer to "can it?" is injected."""
     monkeypatch.setattr("cuda_progcache.store.root.Root.writable", lambda _: False)
     done = cli("prewarm", "--manifest", library, "--kernel", "fill", "--arch", "sm_90", code=3)
-    assert "can't prewarm: the programs are kept in memory only" in done.stderr
+    assert "can't prewarm: the programs would be kept only in memory" in done.stderr
     assert done.stdout == ""
 
 

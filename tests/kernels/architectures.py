@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The architectures that the kernels are compiled for in tests."""
+"""The architectures that the tests compile kernels for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 
 def two_of(number: int) -> tuple[str, ...]:
-    """Two of them, by turns; all where ``PROGCACHE_EXAMPLES`` asks for the long run."""
+    """Return every second architecture; `number` picks which. With ``PROGCACHE_EXAMPLES`` set (the long run), all."""
     return ARCHS if "PROGCACHE_EXAMPLES" in os.environ else ARCHS[number % 2 :: 2]
 
 
 def one_of(number: int) -> tuple[str, ...]:
-    """One of them, by turns; all in the long run."""
+    """Return one architecture, picked by `number`; in the long run, all of them."""
     return ARCHS if "PROGCACHE_EXAMPLES" in os.environ else (ARCHS[number % len(ARCHS)],)

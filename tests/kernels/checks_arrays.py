@@ -13,7 +13,7 @@ HALVES = {"float16": 1e-3, "bfloat16": 8e-3}
 
 
 def limits(spec: Any, dtype: str) -> dict[str, float]:
-    """The manifest's tolerance, or what rounding the result to a half type costs."""
+    """Return the manifest's tolerance, widened to the error of rounding the result to a half type."""
     extra = HALVES.get(dtype, 0.0)
     return {name: max(bound, extra) for name, bound in tolerance(spec).items()}
 
@@ -33,7 +33,7 @@ def check_axpby(
     blocks: int = 3,
     **params: Any,
 ) -> None:
-    """`offsets`: how many elements x and y lie behind a 16-byte boundary."""
+    """Check axpby; x and y start `offsets` elements after a 16-byte boundary."""
     spec = launch.spec("axpby")
     bound = spec.bind(params)
     dtype = bound["dtype"]
@@ -47,7 +47,7 @@ def check_axpby(
 
 
 def check_axpby_ignores_y(launch: Any, dtype: str) -> None:
-    """With b = 0 what y held doesn't matter: NaN times zero would be NaN."""
+    """Check that axpby doesn't read y if b = 0; the test fills y with NaN, and NaN times zero would be NaN."""
     x = random_array(101, dtype, seed=1)
     y = host_array(np.full(101, np.nan), dtype)
     scalar = np.float64 if dtype == "float64" else np.float32
@@ -56,7 +56,7 @@ def check_axpby_ignores_y(launch: Any, dtype: str) -> None:
 
 
 def result_dtype(dtype: str, op: str) -> str:
-    """What a reduction over `dtype` gives: its header says."""
+    """Return the result type of a reduction over `dtype`, as the kernel's header states it."""
     return {"float16": "float32", "bfloat16": "float32", "int32": "int64" if op == "sum" else "int32"}.get(dtype, dtype)
 
 
@@ -85,7 +85,7 @@ def check_reduce_rows(
 
 
 def check_reduce_all(launch: Any, n: int, *, blocks: int, offset: int = 0, **params: Any) -> None:
-    """Twice with the same scratch memory: the counter is left as it was found."""
+    """Check a reduction to one value, run twice with the same scratch memory: each run must reset the counter."""
     spec = launch.spec("reduce")
     bound = spec.bind(params)
     dtype, op = bound["dtype"], bound["op"]
@@ -122,14 +122,14 @@ def check_scan(launch: Any, n: int, *, offset: int = 0, **params: Any) -> None:
     if tiles > 1:
         launch("scan", [totals, np.int64(tiles)], grid=1, entry="scan_totals", **of)
         launch("scan", [scanned, read_only(totals), size], grid=tiles, entry="scan_add", **of)
-    # Of mixed sign: the rounding errors are relative to the values, not to what is left of them.
+    # The values have mixed signs: rounding errors scale with the values, not with the sums left after cancellation.
     expected = evaluate(spec, x=x, kind=bound["kind"])
     allowed = tolerance(spec, atol=1e-4) if dtype == "float32" else tolerance(spec)
     np.testing.assert_allclose(y, expected.astype(dtype), **allowed)
 
 
 def check_scan_lookback(launch: Any, n: int, *, blocks: int, offset: int = 0, **params: Any) -> None:
-    """Twice with the same state: it is left as it was found."""
+    """Check the one-pass scan, run twice with the same state: each run must reset the state."""
     spec = launch.spec("scan_lookback")
     bound = spec.bind(params)
     dtype, block = bound["dtype"], bound["block"]
@@ -147,7 +147,10 @@ def check_scan_lookback(launch: Any, n: int, *, blocks: int, offset: int = 0, **
 
 
 def check_histogram(launch: Any, n: int, *, offset: int = 0, blocks: int = 2, **params: Any) -> None:
-    """Samples below, in and above the bins, NaN among the floating ones; the counts aren't zero at the start."""
+    """Check a histogram of samples below, in and above the bins.
+
+    Floating samples include NaN. The counts aren't zero at the start.
+    """
     spec = launch.spec("histogram")
     bound = spec.bind(params)
     dtype, bins = bound["dtype"], bound["bins"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check of the fused attention against NumPy, for emulated launches and for a GPU."""
+"""Checks of the fused attention kernels against NumPy, for emulated launches and for a GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BETWEEN = 77.0
 
 
 def lay_out(values: np.ndarray, dtype: str, *, strided: bool) -> tuple[np.ndarray, list[Any]]:
-    """The buffer of [batch, heads, seq, head_dim] values and its strides.
+    """Return a buffer that holds [batch, heads, seq, head_dim] values, and its strides.
 
-    The strided layout is [batch, seq, heads, head_dim + 8] with a value to recognize behind each row.
+    The strided layout is [batch, seq, heads, head_dim + 8]; a marker value fills the gap after each row.
     """
     if not strided:
         return host_array(values, dtype), []
@@ -27,7 +27,7 @@ def lay_out(values: np.ndarray, dtype: str, *, strided: bool) -> tuple[np.ndarra
 
 
 def take_out(buffer: np.ndarray, shape: tuple[int, ...], dtype: str, *, strided: bool) -> np.ndarray:
-    """The values that `lay_out` laid out, or a kernel in their place; what lies behind the rows must be as it was."""
+    """Return the values in a buffer from `lay_out`, and check that the gaps after the rows are unchanged."""
     values = values_of(buffer, dtype)
     if not strided:
         return values.reshape(shape)
@@ -36,7 +36,7 @@ def take_out(buffer: np.ndarray, shape: tuple[int, ...], dtype: str, *, strided:
 
 
 def log_sum_exp(q: np.ndarray, k: np.ndarray, scale: float, *, causal: bool) -> np.ndarray:
-    """Of the scaled scores that a query sees, -inf where there is none, in float64."""
+    """Return the log-sum-exp, in float64, of the scaled scores that each query sees; -inf if it sees none."""
     keys = np.repeat(k, q.shape[1] // k.shape[1], axis=1).astype(np.float64)
     scores = float(scale) * (q.astype(np.float64) @ keys.swapaxes(2, 3))
     query, key = np.indices(scores.shape[2:])
@@ -59,9 +59,10 @@ def check_attention(
     splits: int = 0,
     **params: Any,
 ) -> None:
-    """Whatever variant: strided, with its log-sum-exp, its keys shared out in `splits` whose parts are put together.
+    """Check any variant of attention: strided or not, with or without its log-sum-exp, with or without split keys.
 
-    `spread`: how far queries and keys reach from zero; large values make one key take nearly all weight.
+    If `splits` isn't zero, the keys are divided into that many shares, and the partial results are combined. Queries
+    and keys lie in [-`spread`, `spread`); with a large spread, one key takes nearly all the weight.
     """
     spec = launch.spec("attention")
     saves = params.get("lse", False)
@@ -111,7 +112,7 @@ def check_attention(
 
 
 def check_combine(launch: Any, splits: int, rows: int, *, blocks: int = 2, **params: Any) -> None:
-    """Parts of random weight; some shares have no key, and of row 0 none has one."""
+    """Check the combination of parts with random weights; some shares have no keys, and for row 0 no share has any."""
     spec = launch.spec("attention_combine")
     bound = spec.bind(params)
     dtype, head_dim = bound["dtype"], bound["head_dim"]

@@ -9,7 +9,7 @@ import numpy as np
 from launchers import At, evaluate, random_array, tolerance
 from strided import pack_rows, unpack_rows
 
-# What rounding the result to its type costs; a float result is as exact as the manifest says.
+# The error of rounding the result to its type; a float result is as exact as the manifest says.
 ROUNDING = {"float16": 1e-3, "bfloat16": 8e-3}
 
 SHAPES = ((1, 1, 1), (31, 33, 17), (33, 65, 8), (64, 64, 64), (129, 131, 70), (5, 200, 1))
@@ -26,14 +26,14 @@ def check_product(
     offset: int = 0,
     **params: Any,
 ) -> None:
-    """Rows lie `pad` elements apart, pointers `offset` elements behind a 16-byte boundary."""
+    """Check a product; `pad` elements lie between rows, and pointers lie `offset` elements after a 16-byte boundary."""
     spec = launch.spec(kernel)
     bound = spec.bind(params)
     m, n, k = shape
     dtype, out_dtype = bound["dtype"], bound.get("out_dtype", bound["dtype"])
     a, b = random_array((m, k), dtype, seed=1), random_array((k, n), dtype, seed=2)
     c = random_array((m, n), out_dtype, seed=3)
-    if beta == 0.0:  # C must not be read
+    if beta == 0.0:  # the kernel must not read C
         c = np.full_like(c, np.nan)
     a_rows, b_rows, c_rows = (
         pack_rows(a, k + pad, dtype),

@@ -21,7 +21,10 @@ def check_transpose(
     grid_yz: tuple[int, int] = (2, 2),
     **params: Any,
 ) -> None:
-    """Bit-exact. Blocks stride over tile rows and batch where the grid is smaller; `pads` lie between rows."""
+    """Check that the transpose is exact; `pads` elements lie between the rows of x and of y.
+
+    If `grid_yz` is smaller than the numbers of tile rows and of matrices, blocks stride over them.
+    """
     spec = launch.spec("transpose")
     bound = spec.bind(params)
     dtype, tile = bound["dtype"], bound["tile"]

@@ -16,7 +16,7 @@ SHAPES = ((1, 1), (3, 31), (2, 33), (5, 256), (3, 1025), (2, 2048))
 
 
 def limits(spec: Any, dtype: str) -> dict[str, float]:
-    """The manifest's tolerance, or what a half type's own rounding costs."""
+    """Return the manifest's tolerance, widened to the error of rounding the result to a half type."""
     extra = ROUNDING.get(dtype, 0.0)
     return {name: max(bound, extra) for name, bound in tolerance(spec).items()}
 
@@ -24,7 +24,7 @@ def limits(spec: Any, dtype: str) -> dict[str, float]:
 def launch_rows(
     launch: Any, kernel: str, x: np.ndarray, others: list[Any], *, pad: int, offset: int, blocks: int, **params: Any
 ) -> np.ndarray:
-    """y of a row-wise kernel over x; `others` are its arguments between y and the number of rows."""
+    """Run a row-wise kernel over x and return y; `others` are its arguments between y and the number of rows."""
     bound = launch.spec(kernel).bind(params)
     dtype = bound["dtype"]
     rows, columns = x.shape
@@ -42,7 +42,7 @@ def launch_rows(
 def check_softmax(
     launch: Any, shape: tuple[int, int], *, scale: float = 8.0, pad: int = 0, offset: int = 0, **params: Any
 ) -> None:
-    """Two blocks stride over the rows, whatever their number."""
+    """Check softmax; two blocks stride over the rows, however many there are."""
     spec = launch.spec("softmax")
     bound = spec.bind(params)
     x = random_array(shape, bound["dtype"], seed=4, low=-scale, high=scale)
@@ -51,7 +51,7 @@ def check_softmax(
 
 
 def check_softmax_extremes(launch: Any, **params: Any) -> None:
-    """Rows that hold -inf, +inf, NaN, nothing but -inf, and values whose exponentials overflow."""
+    """Check softmax on rows that hold -inf, +inf, NaN, only -inf, or values whose exponentials overflow."""
     spec = launch.spec("softmax")
     bound = spec.bind(params)
     x = random_array((6, 301), bound["dtype"], seed=5).astype(np.float32)
@@ -67,7 +67,7 @@ def check_softmax_extremes(launch: Any, **params: Any) -> None:
         expected = evaluate(spec, x=x, log=bound["log"])
     y = launch_rows(launch, "softmax", x, [], pad=0, offset=0, blocks=6, **params)
     assert np.isnan(y[2:5]).all()
-    if bound["dtype"] == "float16":  # what log-softmax gives beyond a half's range
+    if bound["dtype"] == "float16":  # log-softmax can exceed the range of a half
         with np.errstate(over="ignore"):
             expected = expected.astype(np.float16)
     np.testing.assert_allclose(y, expected, **limits(spec, bound["dtype"]))
@@ -84,7 +84,10 @@ def check_norm(
     offset: int = 0,
     **params: Any,
 ) -> None:
-    """Two blocks stride over the rows; `mean` moves all values away from zero, for which `atol` allows."""
+    """Check a normalization; two blocks stride over the rows.
+
+    The values are centred on `mean`; `atol` allows for the larger rounding errors far from zero.
+    """
     spec = launch.spec(kernel)
     bound = spec.bind(params)
     dtype = bound["dtype"]

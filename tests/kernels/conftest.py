@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the kernel tests: the repository's kernel library, emulated launches, and compiled cubins."""
+"""Fixtures for the kernel tests: the repository's kernel library, emulated launches, and compiled cubins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent / "inspect"):  # emulate.py, launchers.py and checks, for tests/gpu too; ptxas_log.py
+for folder in (HERE, HERE.parent / "inspect"):  # for emulate, launchers and checks_*; for ptxas_log
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -28,14 +28,14 @@ def library() -> Any:
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all of this run's processes share."""
+    """A folder that all processes of this test run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def service(library: Any, session_folder: Path) -> Any:
-    """A compile service with one cache for the whole run: every kernel is compiled once."""
+    """A compile service with one cache for the whole run, so that each kernel is compiled once."""
     from cuda_progcache import CompileService
 
     return CompileService(session_folder / "kernels-cache", library=library)
@@ -43,7 +43,10 @@ def service(library: Any, session_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def compiled(library: Any, service: Any) -> Any:
-    """``compiled(kernel, arch, **params)``: a kernel with ptxas's account; each is compiled once, for all tests."""
+    """``compiled(kernel, arch, **params)`` returns a compiled kernel whose log has the output of ``ptxas -v``.
+
+    Each kernel is compiled once for all tests.
+    """
     from verbose_unit import VerboseUnit
 
     def obtain(kernel: str, arch: str, **params: Any) -> Any:
@@ -54,7 +57,7 @@ def compiled(library: Any, service: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def launch(library: Any, session_folder: Path) -> Any:
-    """Runs library kernels on the host; see launchers.HostLauncher."""
+    """A `launchers.HostLauncher`, which runs library kernels on the host."""
     import emulate
     import host_library
     import launchers

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run rendered CUDA C++ kernels on the host, through ``host_shim.hpp`` and the machine's C++ compiler.
+"""Rendered CUDA C++ kernels on the host, compiled by the host's C++ compiler with ``host_shim.hpp``.
 
-``run(source, entry, args, grid, block, shared_bytes)`` launches one kernel; its results are left in the given arrays.
+``run(source, entry, args, grid, block, shared_bytes)`` launches one kernel and leaves its results in the given arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 FLAGS = (
     *(
         "-std=c++20",
-        "-Og",  # compiles a third faster than -O1, and the kernels run about as fast
+        "-Og",  # compiles a third faster than -O1; the kernels run about as fast
         "-g1",
         "-fPIC",
         "-fvisibility=hidden",
@@ -43,12 +43,12 @@ DYNAMIC_SHARED = re.compile(
 
 
 class EmulationError(AssertionError):
-    """The kernel did what is undefined on a GPU, or couldn't be launched; the message names block and thread."""
+    """The kernel did something undefined on a GPU, or couldn't be launched. The message names the block and thread."""
 
 
 @dataclass(frozen=True)
 class At:
-    """An array argument whose first element lies `offset` elements behind a 32-byte boundary."""
+    """An array argument whose first element lies `offset` elements after a 32-byte boundary."""
 
     array: np.ndarray
     offset: int
@@ -82,14 +82,14 @@ class _Launch(ctypes.Structure):  # mirrors cuda_host::Launch
 
 
 def compiler() -> str | None:
-    """The host C++ compiler: ``$CXX``, else g++; None where there is none."""
+    """Return the path of the host C++ compiler: ``$CXX`` if it is set, otherwise g++. None if it isn't installed."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def prepare(folder: Path) -> None:
-    """Build in `folder` from now on; processes that name the same one share what they build.
+    """Build in `folder` from now on; processes that name the same folder share what they build.
 
-    It gets the fibers' object file, and the shim precompiled, which g++ finds beside the sources.
+    The fibers' object file and the precompiled shim are written to the folder; g++ finds the latter beside the sources.
     """
     global _folder  # noqa: PLW0603
     cxx = _required_compiler()
@@ -127,7 +127,7 @@ def build(source: str, entries: tuple[str, ...]) -> ctypes.CDLL:
     Raises
     ------
     EmulationError
-        When the source isn't valid host C++ under the shim; the message carries the compiler's errors.
+        If the source isn't valid host C++ under the shim; the message contains the compiler's errors.
     """
     body = DYNAMIC_SHARED.sub(r"\2* \3 = cuda_host::dynamic_shared<\2>();", source)
     launchers = "\n".join(
@@ -147,7 +147,7 @@ def build(source: str, entries: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def _argument(value: Any, keep: list[Any]) -> _Argument:
-    """One kernel argument; what its memory needs is appended to `keep`."""
+    """Convert one kernel argument; objects that must outlive the launch are appended to `keep`."""
     if value is None:
         return _Argument(kind=2)
     offset = 0
@@ -189,7 +189,7 @@ def run(
     order: str | int = "ascending",
     resident: int = 1,
 ) -> None:
-    """Launch `entry` over `grid` × `block`; writable arrays hold the kernel's results afterwards.
+    """Launch `entry` over `grid` × `block`; afterwards, writable arrays hold the kernel's results.
 
     Parameters
     ----------
@@ -198,23 +198,23 @@ def run(
     entry : str
         A kernel's name, or an instantiation of a kernel template.
     args : sequence
-        Arrays (for pointers), `At`, None (a null pointer), Python or NumPy numbers, bytes (a struct by value). An array
-        that isn't writable is read-only memory to the kernel.
+        Arrays or `At` (for pointers), None (a null pointer), Python or NumPy numbers, bytes (a struct by value). An
+        array that isn't writable is read-only memory to the kernel.
     grid, block : int or up to three ints
     shared_bytes : int
         Dynamic shared memory in bytes.
     entries : iterable of str
-        Other entries of the same source: all are built at once.
+        Other entries of the same source; all are built together.
     order : {"ascending", "descending"} or int
-        In which order ready threads and blocks run; an int (from 2) seeds a shuffle.
+        The order in which ready threads and blocks run; an int (from 2) seeds a shuffle.
     resident : int
-        How many blocks run side by side; they change places where a thread sleeps, and with a shuffled order wherever
-        one waits.
+        How many blocks run side by side. Another block takes over once no thread of the running block is ready; with a
+        shuffled order, once no thread of one warp is.
 
     Raises
     ------
     EmulationError
-        Access out of bounds, misaligned vector access, deadlock, mismatched warp collective, and the like.
+        On an access out of bounds, a misaligned vector access, a deadlock, a mismatched warp collective, and the like.
     """
     names = tuple(dict.fromkeys((*entries, entry)))
     library = build(source, names)
@@ -238,12 +238,12 @@ def run(
 
 
 def _where(library: ctypes.CDLL, offset: int) -> str:
-    """``" (rendered.cu:12)"`` for a fault's address, where binutils can tell."""
+    """Return ``" (rendered.cu:12)"`` for a fault's address, or "" if binutils can't resolve it."""
     if not offset or not (addr2line := shutil.which("addr2line")):
         return ""
     command = [addr2line, "-i", "-e", str(library._name), hex(offset)]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
-    # Some versions of binutils name the unit's own file instead of what its #line says.
+    # Some versions of binutils name the compiled file instead of the one its #line directive gives.
     unit = Path(library._name).stem
     places = [line.split(" (")[0].rpartition(":") for line in lines]
     numbers = [number for file, _, number in places if Path(file).name == "rendered.cu" or unit in file]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel library as the host runs it: includes that are inline PTX give way to what stands in for them."""
+"""The kernel library for the host: includes with inline PTX are replaced by host C++."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
 
 
 class HostLibrary:
-    """A kernel library whose renderings have host_include/*.hpp where they had inline PTX."""
+    """A kernel library whose renderings include host_include/*.hpp instead of inline PTX."""
 
     def __init__(self, library: Any) -> None:
         self.library = library

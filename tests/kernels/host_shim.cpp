@@ -14,22 +14,22 @@ namespace {
 
 constexpr std::size_t stack_bytes = 256 * 1024, dynamic_shared_limit = 232 * 1024, page = 4096;
 constexpr std::uint64_t nap_limit = 200'000;
-// Blocks of a grid run one after another, or several side by side (Launch::resident): then each keeps its shared memory
-// in an image of it while another runs.
+// Blocks of a grid run one after another, or several side by side (Launch::resident). In the latter case, a block's shared
+// memory is saved to its `image` while another block runs.
 struct Block {
     uint3 index{};
     unsigned slot = 0;
     std::vector<Thread> threads;
     std::vector<unsigned char> image;
 };
-Block* block = nullptr; // the one that runs
+Block* block = nullptr; // the running block
 ucontext_t scheduler;
 sigjmp_buf escape;
 std::uint64_t naps = 0; // since a block ended
 Launch* launch = nullptr;
 void (*kernel_body)() = nullptr;
 
-// What fills memory that holds nothing yet. Descending runs have another value, so that a NaN can't hide that it was read or written.
+// Fills memory that nothing was written to yet. Descending runs use another value, so that a NaN can't hide an access to it.
 unsigned char poison() { return launch->order == 1 ? 0x5a : 0xff; }
 
 unsigned char* map(std::size_t bytes, int protection = PROT_READ | PROT_WRITE) {
@@ -56,9 +56,9 @@ int module_info(dl_phdr_info* info, std::size_t, void* out) {
     return 0;
 }
 
-// What __shared__ variables lie in: the module's TLS block.
+// The memory of __shared__ variables: the module's TLS block.
 std::pair<unsigned char*, std::size_t> static_shared_memory() {
-    *static_cast<volatile unsigned char*>(&shared_memory_anchor) = 0; // the block is made when it is first touched
+    *static_cast<volatile unsigned char*>(&shared_memory_anchor) = 0; // the first access allocates the block
     dl_phdr_info info{};
     dl_iterate_phdr(module_info, &info);
     for (int i = 0; i < info.dlpi_phnum; ++i)
@@ -133,7 +133,7 @@ void release_waiting() {
                 thread.votes = votes;
                 thread.voters = static_cast<int>(waiting);
             }
-    if (ended) // a lane that ended may have been the last one that a collective waited for
+    if (ended) // a collective may have been waiting only for lanes that have now ended
         for (Thread& thread : block->threads)
             if (thread.state == State::at_collective) complete_collective(thread);
 }
@@ -168,8 +168,8 @@ void begin_block(Block& one, std::uint64_t number) {
     }
 }
 
-// Runs the block's warps, each as far as it can go alone, so that the others are as late as they can be; where `brief`, one warp
-// until its lanes wait. True if all threads have ended.
+// Runs each of the block's warps as far as it can go alone, so that the others are as late as possible; if `brief`, runs only one
+// warp until its lanes wait. Returns whether all threads have ended.
 bool run_round(bool brief, std::uint64_t& seed) {
     auto& threads = block->threads;
     const std::size_t count = threads.size();
@@ -204,7 +204,7 @@ bool run_round(bool brief, std::uint64_t& seed) {
     return true;
 }
 
-// A device buffer: ends (rounded up to 32 bytes) at an inaccessible page; what surrounds it is poison and must stay so.
+// A device buffer. Its end, rounded up to 32 bytes, is at an inaccessible page; the bytes around the data are poison and must stay so.
 struct Buffer {
     unsigned char *mapping = nullptr, *data = nullptr, *end = nullptr;
     std::size_t length = 0;
@@ -260,7 +260,7 @@ void run_grid() {
     }
 }
 
-// Copies the arrays to device buffers, runs the grid and copies back, also what a launch that failed has left.
+// Copies the arrays to device buffers, runs the grid and copies the buffers back, even if the launch failed.
 int run_with_buffers(std::size_t count, const bool* is_pointer) {
     if (launch->argument_count != count) fail("the kernel takes %zu arguments, %zu were given", count, std::size_t(launch->argument_count));
     static std::vector<Buffer> buffers;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs CUDA C++ kernels on the host, thread by thread, so that their logic can be checked without a GPU.
 //
-// Every CUDA thread of a block is a fiber. A fiber runs until it waits (block barrier, warp collective) or ends, a warp until
-// all its fibers wait for others; the order in which blocks, warps and lanes are taken is ascending, descending or shuffled,
-// so a missing barrier shows as a difference between orders. What a GPU leaves undefined is made visible: shared memory starts
+// Each CUDA thread of a block is a fiber. A fiber runs until it waits (block barrier, warp collective) or ends, a warp until
+// all its fibers wait for others. Blocks, warps and lanes run in ascending, descending or shuffled order, so that a missing
+// barrier shows as a difference between orders. Behaviour that a GPU leaves undefined is made visible: shared memory starts
 // as poison in each block, buffers end at an inaccessible page, reading an absent lane gives poison, and a barrier or warp
-// collective that can't complete is an error that names the threads. Several blocks can run side by side, so that those which talk
-// to each other do. Not modelled: weak memory order, warps that progress in lock step, inline PTX.
+// collective that can't complete is an error that names the threads. Several blocks can run side by side, for kernels whose
+// blocks communicate. Not modelled: weak memory order, warps that progress in lock step, inline PTX.
 //
-// This header is what a kernel is compiled with; host_shim.cpp, compiled once and linked to each, runs the fibers.
+// Kernels are compiled with this header. host_shim.cpp, compiled once and linked to each kernel, runs the fibers.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define __constant__ static
-#define __shared__ static thread_local // one OS thread runs all: the module's TLS block is the block's shared memory
+#define __shared__ static thread_local // one OS thread runs all fibers, so the module's TLS block serves as shared memory
 #define __builtin_assume(condition) ((condition) ? (void)0 : cuda_host::fail("__builtin_assume(" #condition ") is false"))
 
 // ---- built-in vector types -------------------------------------------------------------------------------------------
@@ -79,11 +79,11 @@ struct Thread {
     uint3 index{};
     unsigned linear = 0;
     State state = State::ready;
-    const char* operation = "";             // what it waits in, for messages and to see mismatches
+    const char* operation = "";             // the operation it waits in, for messages and to detect mismatches
     unsigned mask = 0;                      // lanes of the collective it waits in
-    alignas(16) unsigned char outbox[16];   // what it gives to the collective
-    alignas(16) unsigned char inbox[32][16];// what every lane gave, once complete
-    int predicate = 0, votes = 0, voters = 0; // __syncthreads_count and its kin
+    alignas(16) unsigned char outbox[16];   // its value for the collective
+    alignas(16) unsigned char inbox[32][16];// the values of all lanes, once complete
+    int predicate = 0, votes = 0, voters = 0; // for __syncthreads_count and the like
     std::vector<std::vector<std::pair<void*, std::vector<unsigned char>>>> copies; // groups of asynchronous copies
     ucontext_t context{};
 };
@@ -99,29 +99,29 @@ struct Argument { // mirrored by emulate.py
 struct Launch { // mirrored by emulate.py
     unsigned grid[3], block[3];
     std::uint64_t shared_bytes;
-    std::uint64_t order;      // 0 ascending, 1 descending, else a seed
+    std::uint64_t order;      // 0: ascending, 1: descending, otherwise a seed
     std::uint64_t resident;   // blocks that run side by side
     Argument* arguments;
     std::uint64_t argument_count;
     char* message;
     std::uint64_t message_size;
-    std::uint64_t fault_offset; // out: where in the module a signal was raised, 0 if none
+    std::uint64_t fault_offset; // out: the offset in the module at which a signal was raised, 0 if none
 };
 
 inline Thread* current = nullptr;
 inline uint3 block_index{};
 inline dim3 block_size, grid_size;
-inline thread_local unsigned char shared_memory_anchor; // a module without shared memory has a TLS block, too
+inline thread_local unsigned char shared_memory_anchor; // gives modules without shared memory a TLS block, too
 extern unsigned char* const dynamic_shared_memory;
 
 template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(dynamic_shared_memory); }
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 void wait(State state, const char* operation);
-void pause(); // lets other blocks run where several do: around what they read and write of each other
-void nap();   // lets others run: what a thread that polls memory must do between two looks
-bool complete_collective(Thread& one); // that `one` waits in, if every lane of its mask that hasn't ended has arrived
-bool present(unsigned lane);           // in the collective that the current thread waited in
+void pause(); // lets other resident blocks run: called before an access to memory that blocks share
+void nap();   // lets other threads run; a thread that polls memory must call it between two reads
+bool complete_collective(Thread& one); // that `one` waits in, if all lanes of its mask have arrived or ended
+bool present(unsigned lane);           // whether the lane took part in the current thread's last collective
 
 template <class T> void collective(unsigned mask, const T& value, const char* operation) {
     static_assert(sizeof(T) <= 16 && std::is_trivially_copyable_v<T>);
@@ -139,7 +139,7 @@ template <class T> T received(unsigned lane) {
     return value;
 }
 
-// A launch on a GPU reads sizeof(T) bytes from where the value lies, so a value of another type or size is an error here.
+// A launch on a GPU reads sizeof(T) bytes from the value's address, so a value of another type or size is an error here.
 template <class T> T convert(const Argument& a, unsigned char* device) {
     if constexpr (std::is_pointer_v<T>) return reinterpret_cast<T>(device);
     if (a.size && std::size_t(a.size) != sizeof(T)) fail("an argument of %zu bytes was given where %zu are read", std::size_t(a.size), sizeof(T));
@@ -159,7 +159,7 @@ template <class T> T convert(const Argument& a, unsigned char* device) {
     }
 }
 
-// The launch's arguments, and for each pointer among them where its device buffer lies.
+// The launch's arguments, and the address of the device buffer of each pointer among them.
 inline Argument* arguments = nullptr;
 inline unsigned char** device_pointers = nullptr;
 

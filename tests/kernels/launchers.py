@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One launch interface over two machines, so that a kernel's check is written once and runs emulated and on a GPU.
+"""The launch interface of the kernel checks: a check is written once, and runs both emulated and on a GPU.
 
 ``launch(kernel, args, grid=, block=, entry=, **params)`` renders a library kernel, runs it with the dynamic shared
-memory that the manifest names, and leaves its results in the writable arrays among `args`. Where a kernel has a
-parameter `block`, it is the launch's. Scalars are NumPy scalars of the parameter's exact type (a Python int is 64 bits
-wide).
+memory that the manifest specifies, and leaves its results in the writable arrays among `args`. If the kernel has a
+parameter `block`, the launch's block size is passed for it. Scalars are NumPy scalars of the parameter's exact type (a
+Python int is 64 bits wide).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Launcher(Protocol):
-    """What a kernel's check is given."""
+    """The launch function that a kernel's check takes."""
 
     def __call__(
         self,
@@ -48,10 +48,10 @@ class Launcher(Protocol):
 
 
 class HostLauncher:
-    """Launches library kernels on the host, twice: with threads and blocks in ascending and in descending order.
+    """A launcher of library kernels on the host: it runs each kernel once for each of `orders`.
 
-    What a missing barrier leaves depends on the order, so both must give the same bits. `resident` blocks run side by
-    side.
+    By default, threads and blocks run in ascending and then in descending order. If a barrier is missing, the result
+    depends on the order, so all runs must give the same bits. `resident` blocks run side by side.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class HostLauncher:
             params["block"] = block
         rendered = self.library.render(kernel, **params)
         names = tuple(rendered.name_expressions) or tuple(rendered.entry_points)
-        source = "\n".join(module.source for module in rendered.modules)  # LTO modules make one program
+        source = "\n".join(module.source for module in rendered.modules)  # LTO modules form one program
         name = names[entry] if isinstance(entry, int) else entry
         bounds = self.spec(kernel).launches(params)[names.index(name)]
         threads = math.prod(block) if isinstance(block, Sequence) else block
@@ -109,9 +109,9 @@ class HostLauncher:
 
 
 def evaluate(spec: Any, **inputs: Any) -> Any:
-    """The kernel's reference from the manifest, over named inputs: an expression, or statements that set ``out``.
+    """Evaluate the kernel's reference from the manifest, an expression or statements that set ``out``, over `inputs`.
 
-    Floating inputs narrower than float64 are widened first, so that the reference is the better of the two.
+    Floating inputs narrower than float64 are widened first, so that the reference is more exact than the kernel.
     """
     names: dict[str, Any] = {"np": np} | {name: widen(value) for name, value in inputs.items()}
     text = spec.reference.strip()
@@ -124,37 +124,37 @@ def evaluate(spec: Any, **inputs: Any) -> Any:
 
 
 def widen(value: Any) -> Any:
-    """float16 and float32 to float64; anything else as it is."""
+    """Convert float16 and float32 to float64; return anything else unchanged."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
         return value.astype(np.float64)
     return value
 
 
 def to_bfloat16(values: Any) -> np.ndarray:
-    """Round to bfloat16 (nearest even); NumPy has no such type, so the result is its bits as uint16."""
+    """Round to bfloat16 (nearest even); NumPy lacks the type, so the result holds the bits as uint16."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """The float32 values of bfloat16 bits."""
+    """Return bfloat16 bits as float32 values."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def host_array(values: Any, dtype: str) -> np.ndarray:
-    """A new array as a kernel over `dtype` takes it: bits as uint16 for bfloat16."""
+    """Return the values as a new array that a kernel over `dtype` takes: for bfloat16, the bits as uint16."""
     return to_bfloat16(values) if dtype == "bfloat16" else np.array(values, dtype=dtype, order="C")
 
 
 def values_of(array: np.ndarray, dtype: str) -> np.ndarray:
-    """What `host_array` packed, as numbers."""
+    """Return the numbers in an array made by `host_array`."""
     return from_bfloat16(array) if dtype == "bfloat16" else array
 
 
 def random_array(
     shape: int | tuple[int, ...], dtype: str, *, seed: int = 0, low: float = -1.0, high: float = 1.0
 ) -> np.ndarray:
-    """Seeded uniform values that `dtype` holds exactly; small integers (-9 to 9) for integer types."""
+    """Return seeded uniform values that `dtype` holds exactly; for integer types, -9 to 9 (unsigned: 0 to 9)."""
     generator = np.random.default_rng(seed)
     if dtype.startswith(("int", "uint")):
         return generator.integers(0 if dtype.startswith("u") else -9, 10, shape).astype(dtype)
@@ -163,5 +163,5 @@ def random_array(
 
 
 def tolerance(spec: Any, **tighter: float) -> Mapping[str, float]:
-    """The manifest's rtol and atol, for ``np.testing.assert_allclose``."""
+    """Return the manifest's rtol and atol, updated with `tighter`, for ``np.testing.assert_allclose``."""
     return {**spec.tolerance, **tighter}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs small PTX kernels, one thread after another: how a kernel written in NVVM IR is checked without a GPU.
+"""An interpreter of small PTX kernels, one thread after another, to check a kernel written in NVVM IR without a GPU.
 
-Only what `saxpy_nvvm` becomes is understood: no shared memory, barriers or calls. Any other instruction is an error.
+It understands only the instructions that `saxpy_nvvm` compiles to: no shared memory, barriers or calls. Any other
+instruction is an error.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from typing import Any
 import numpy as np
 from launchers import At
 
-LIMIT = 100_000  # instructions a thread may take
+LIMIT = 100_000  # instructions that a thread may execute
 
 
 class PtxError(AssertionError):
-    """The text isn't PTX that is understood here, or it did what a GPU leaves undefined."""
+    """The interpreter doesn't understand the PTX, or the kernel did something undefined on a GPU."""
 
 
 class PtxLauncher:
-    """Launches library kernels of code type "nvvm": libNVVM makes their PTX for `arch`, and this interprets it."""
+    """A launcher of library kernels of code type "nvvm": it interprets the PTX that libNVVM generates for `arch`."""
 
     def __init__(self, service: Any, arch: str) -> None:
         self.service = service
@@ -63,7 +64,7 @@ class _Machine:
         argument = getattr(argument, "array", argument) if isinstance(argument, At) else argument
         if isinstance(argument, np.ndarray):
             self.arrays[index + 1] = argument
-            return (index + 1) << 40  # an address: which array, and the byte in it
+            return (index + 1) << 40  # an address: the array's number, then the byte offset in its low 40 bits
         size = {"f32": 4, "b32": 4, "f64": 8, "b64": 8, "u64": 8}[declared]
         if argument.itemsize != size:
             raise PtxError(f"argument {index} has {argument.itemsize} bytes, {size} are read")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrices with a row stride: a buffer that ends with the last row, with a value to recognize between the rows."""
+"""Matrices with a row stride: their buffer ends with the last row, and a marker value fills the gaps between rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BETWEEN_ROWS = 77.0
 
 
 def pack_rows(values: np.ndarray, stride: int, dtype: str) -> np.ndarray:
-    """The buffer of a `dtype` matrix whose rows start `stride` elements apart."""
+    """Return the buffer of a `dtype` matrix whose rows start `stride` elements apart."""
     rows, columns = values.shape
     buffer = np.full((rows, stride), BETWEEN_ROWS)
     buffer[:, :columns] = values
@@ -18,7 +18,7 @@ def pack_rows(values: np.ndarray, stride: int, dtype: str) -> np.ndarray:
 
 
 def unpack_rows(buffer: np.ndarray, shape: tuple[int, int], stride: int, dtype: str) -> np.ndarray:
-    """The matrix in a buffer from `pack_rows`; what lies between its rows must be as it was."""
+    """Return the matrix in a buffer from `pack_rows`, and check that the gaps between its rows are unchanged."""
     rows, columns = shape
     whole = np.full(rows * stride, BETWEEN_ROWS)
     whole[: len(buffer)] = values_of(buffer, dtype)

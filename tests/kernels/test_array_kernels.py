@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""axpby, reduce, scan, histogram, lto_pair and block_sum_cub, emulated: lengths, alignment, types, special values."""
+"""The emulated kernels over one-dimensional arrays: lengths, alignment, types, special values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from checks_arrays import (
 from launchers import HostLauncher
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-SCANS = (  # each kind, of each width, of whole and of other numbers
+SCANS = (  # both kinds, both widths, integer and floating types
     *(("float32", "inclusive"), ("float32", "exclusive"), ("float64", "exclusive")),
     *(("int32", "inclusive"), ("int64", "exclusive"), ("int64", "inclusive"), ("uint32", "exclusive")),
 )
-OFFSETS = ((0, 0), (1, 1), (3, 3), (0, 1), (2, 3))  # elements behind a 16-byte boundary, of x and of y
+OFFSETS = ((0, 0), (1, 1), (3, 3), (0, 1), (2, 3))  # elements of x and of y after a 16-byte boundary
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, "int32"])
@@ -118,8 +118,8 @@ def test_scan_lookback_tiles(launch: Any, block: int, items: int) -> None:
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize(("resident", "blocks"), [(2, 2), (3, 7), (8, 40), (40, 40)])
 def test_tiles_that_look_back_on_tiles_at_work(launch: Any, dtype: str, resident: int, blocks: int) -> None:
-    # Blocks are cut short at any access of what they know of each other: they find sums, prefixes, nothing, and words
-    # of two of these.
+    # A block can be suspended at any access to the state that blocks share. The others then find a sum, a prefix,
+    # nothing, or words of two of these.
     crowd = HostLauncher(launch.library, ["ascending", "descending", *range(2, 8)], resident)
     check_scan_lookback(crowd, 40 * 32 - 5, blocks=blocks, dtype=dtype, block=32, items=1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attention, emulated: host_include/mma_sync.hpp stands in for its PTX, with the layouts that the PTX ISA gives."""
+"""The emulated attention kernels; host_include/mma_sync.hpp replaces their PTX, with the layouts of the PTX ISA."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_any_sequence_length(launch: Any, seq_q: int, seq_k: int, causal: bool) 
         {"dtype": "bfloat16", "block_n": 32, "warps": 4},
         {"warps": 8, "causal": True},
         {"head_dim": 128, "block_n": 32, "warps": 1},
-        # in dynamic shared memory; of a head_dim of 256 the queries stay in shared memory
+        # These use dynamic shared memory. With a head_dim of 256, the queries stay in shared memory.
         {"head_dim": 128, "block_n": 128, "warps": 8, "causal": True},
         {"head_dim": 256, "warps": 2, "causal": True},
         {"head_dim": 256, "block_n": 32, "warps": 1, "dtype": "bfloat16", "lse": True},

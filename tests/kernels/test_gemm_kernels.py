@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sgemm and hgemm_wmma, emulated: every path through bounds, alignment, buffers and tiles."""
+"""The emulated sgemm and hgemm_wmma kernels: every path through bounds, alignment, buffers and tiles."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_hgemm_types_and_stages(launch: Any, dtype: str, out_dtype: str, stages:
         {"out_dtype": "float16", "tile_m": 64, "tile_n": 64, "warps_m": 2, "stages": 4},
         {"tile_m": 64, "tile_n": 128, "tile_k": 16, "warps_m": 4, "warps_n": 4},
         {"tile_m": 32, "tile_n": 32, "tile_k": 32, "warps_m": 1, "warps_n": 1},
-        # in dynamic shared memory
+        # These use dynamic shared memory.
         {"stages": 4},
         {"tile_n": 256, "warps_m": 2, "warps_n": 4, "stages": 3},
         {"tile_m": 256, "tile_n": 32, "warps_m": 4, "warps_n": 1, "stages": 4, "dtype": "bfloat16"},

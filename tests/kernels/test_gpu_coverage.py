@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel of the library has a test that launches it on a GPU; read from the sources, so any machine tells."""
+"""Coverage of the GPU tests: each kernel of the library has one. It is read from the sources, without a GPU."""
 
 from __future__ import annotations
 

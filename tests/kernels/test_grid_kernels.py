@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transpose and stencil2d, emulated: shapes that are no multiples of the tile, strides, batches, types, edges."""
+"""The emulated transpose and stencil2d kernels: shapes that aren't multiples of the tile, strides, types, edges."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulation itself: what a GPU leaves undefined must not pass, or the kernels' checks would say little."""
+"""The emulation itself: it must report what is undefined on a GPU, or the kernels' checks would prove little."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def zeros(n: int, dtype: str = "float32") -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _compiler(launch: Any) -> None:
-    """Skips where `launch` does."""
+    """Skip the tests if `launch` skips: without a host C++ compiler."""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_blocks_that_wait_for_each_other() -> None:
         launch("descending", 1)
     with pytest.raises(EmulationError, match="for what no running block does"):
         launch("descending", 4)
-    for order in ("ascending", "descending", 2, 3, 4):  # each has its own shared memory
+    for order in ("ascending", "descending", 2, 3, 4):  # each block has its own shared memory
         assert launch(order, 5) == [1, 2, 3, 4, 5]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels promise of their machine code, read from the disassembly: wide accesses, tensor cores, barriers."""
+"""The kernels' promises about their machine code, read from the disassembly: wide accesses, tensor cores, barriers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from architectures import ARCHS, two_of
 
 INSTRUCTION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
 
-# The least number of instructions that start so.
+# For each kernel: the start of an instruction's name, and how many such instructions there are at least.
 PROMISES: dict[str, dict[str, int]] = {
     "axpby": {"LDG.E.128": 2, "STG.E.128": 1},
-    "reduce": {"LDG.E.128": 2 * 4, "BAR.SYNC": 2, "MEMBAR": 1},  # in each of two kernels four loads in flight
+    "reduce": {"LDG.E.128": 2 * 4, "BAR.SYNC": 2, "MEMBAR": 1},  # two kernels, each with four loads in flight
     "scan": {"LDG.E.128": 3, "STG.E.128": 3, "BAR.SYNC": 3},
-    # four packs each way; words that one block writes and another reads go to the L2 cache; a barrier for the drawn
-    # tile, for the warps' sums, for the tile's prefix and for the last block
+    # Four packs are loaded and four are stored. Words that one block writes and another reads go through the L2 cache.
+    # The barriers: for the drawn tile, the warps' sums, the tile's prefix and the last block.
     "scan_lookback": {
         "LDG.E.128": 4,
         "STG.E.128": 4,
@@ -32,9 +32,10 @@ PROMISES: dict[str, dict[str, int]] = {
     "histogram": {"LDG.E.128": 1, "ATOMS": 4, "BAR.SYNC": 2},
     "stencil2d": {"LDS": 5, "BAR.SYNC": 2},
     "saxpy_nvvm": {"LDG.E.CONSTANT": 1, "FFMA": 1},
-    # a k step of a slice: 8 x 8 multiply-adds a thread out of four wide loads; one barrier before the loop, one in it
+    # A slice has eight k steps; in each, a thread does 8 x 8 multiply-adds from four wide loads. One barrier is before
+    # the loop and one in it.
     "sgemm": {"FFMA": 8 * 8 * 8, "LDS.128": 4 * 8, "LDG.E.128": 2, "STG.E.128": 1, "BAR.SYNC": 2},
-    # two k steps of a slice: 2 x 4 fragments, each in two halves of 8 columns
+    # A slice has two k steps: 2 x 4 fragments, each in two halves of 8 columns.
     "hgemm_wmma": {
         "HMMA.16816.F32": 2 * 2 * 4 * 2,
         "LDSM": 2 * (2 + 4),
@@ -42,7 +43,7 @@ PROMISES: dict[str, dict[str, int]] = {
         "STG.E.128": 1,
         "LDS.128": 1,
     },
-    # 8 key and 8 head fragments, each over 4 steps of 16
+    # 8 key and 8 head fragments, each over 4 steps of 16.
     "attention": {"HMMA.16816.F32": 8 * 4 * 2, "LDSM": 4 + 4 * 4 * 2, "LDGSTS.E.BYPASS.128": 4, "STG.E.128": 1},
     "attention_combine": {"LDG.E.64": 1, "STG.E": 1, "SHFL.BFLY": 5},
     "softmax": {"LDG.E.128": 2, "STG.E.128": 1, "BAR.SYNC": 2},
@@ -52,7 +53,7 @@ PROMISES: dict[str, dict[str, int]] = {
 
 
 def instructions(program: Any) -> Counter[str]:
-    """How often each instruction stands in a program."""
+    """Count the occurrences of each instruction in a program."""
     return Counter(INSTRUCTION.findall(program.sass()))
 
 
@@ -81,7 +82,7 @@ def test_a_warp_that_takes_a_row_waits_for_no_other(compiled: Any, kernel: str, 
 def test_a_large_tile_of_hgemm(compiled: Any, arch: str) -> None:
     tile = {"tile_n": 256, "warps_m": 2, "warps_n": 4, "stages": 3}
     found = instructions(compiled("hgemm_wmma", arch, **tile))
-    # 4 x 4 fragments a warp; two slices on their way before the loop and one in it, of 2 + 4 packs a thread
+    # A warp has 4 x 4 fragments. Two slices are in flight before the loop and one in it, each 2 + 4 packs per thread.
     promised = {"HMMA.16816.F32": 2 * 4 * 4 * 2, "LDSM": 2 * (4 + 4), "LDGSTS.E.BYPASS.128": 2 * (2 + 4), "BAR.SYNC": 2}
     for start, least in promised.items():
         assert count(found, start) >= least, (start, sorted(found.items()))
@@ -93,8 +94,8 @@ def test_a_large_tile_of_hgemm(compiled: Any, arch: str) -> None:
 def test_a_large_tile_of_attention(compiled: Any, arch: str) -> None:
     tile = {"head_dim": 128, "block_n": 128, "warps": 8, "causal": True, "strides": True, "lse": True}
     found = instructions(compiled("attention", arch, dtype="bfloat16", **tile))
-    # 16 key and 16 head fragments, each over 8 steps of 16; copies of the queries, of keys ahead of the loop and in it,
-    # of values in it
+    # 16 key and 16 head fragments, each over 8 steps of 16. The queries are copied once, the keys before the loop and
+    # in it, and the values in the loop.
     promised = {"HMMA.16816.F32": 2 * 16 * 8, "LDSM": 8 + 2 * 8 * 8, "LDGSTS.E.BYPASS.128": 4 * 8, "STG.E.128": 8}
     for start, least in promised.items():
         assert count(found, start) >= least, (start, sorted(found.items()))
@@ -134,7 +135,8 @@ def test_the_linker_inlines_the_other_module(library: Any, compiled: Any, arch: 
 def test_a_column_of_the_transposed_tile_lies_in_different_banks(
     library: Any, compiled: Any, tile: int, dtype: str
 ) -> None:
-    # Static shared memory tells the length of a row; a phase is what the hardware serves at once: 32 words of 4 bytes.
+    # The size of static shared memory gives the length of a row. A phase is what the hardware serves at once: 32 words
+    # of 4 bytes.
     size = {"int8": 1, "float16": 2, "float32": 4, "float64": 8}[dtype]
     program = compiled("transpose", "sm_80", dtype=dtype, tile=tile, block_rows=16)
     row = program.resource_usage()["transpose"]["shared_bytes"] // tile

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""saxpy_nvvm: the PTX that libNVVM makes for each architecture, and what it computes."""
+"""The saxpy_nvvm kernel: the PTX that libNVVM generates for each architecture, and its results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kernel costs, and that it compiles clean: every variant, on the architectures that prewarm serves."""
+"""The resources of every kernel, and its compile without warnings: all variants, on the architectures of prewarm."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import pytest
 from architectures import ARCHS, one_of
 
 MANIFEST = tomllib.loads((Path(__file__).parents[2] / "kernels" / "manifest.toml").read_text())["kernels"]
-# Shared memory that a block can ask for (CUDA C++ Programming Guide, "Compute Capabilities").
+# The shared memory that a block can request, in bytes (CUDA C++ Programming Guide, "Compute Capabilities").
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
 IN_LOCAL_MEMORY = ("spill_store_bytes", "spill_load_bytes", "stack_bytes", "local_bytes")
 
 
 def variants(kernel: str, arch: str) -> list[dict[str, Any]]:
-    """What prewarm compiles: the defaults on each architecture, the others on one, by turns (with CCCL on sm_90)."""
+    """Return the variants to test on `arch`: the defaults on all, each other one on a single architecture in turn.
+
+    The other variants of kernels that include CCCL are tested on sm_90.
+    """
     first, *others = MANIFEST[kernel]["variants"]
     if "cccl" in MANIFEST[kernel].get("headers", ()):
         return [first, *others] if arch == "sm_90" else [first]
@@ -28,12 +31,15 @@ def variants(kernel: str, arch: str) -> list[dict[str, Any]]:
 
 
 def largest_block(source: str) -> int:
-    """Threads of the largest block that a kernel's own description of its launch allows."""
+    """Return the number of threads in the largest block that the launch description in a kernel's source allows."""
     return max(math.prod(map(int, sizes)) for sizes in re.findall(r"block\s+\((\d+), (\d+), (\d+)\)", source))
 
 
 def registers_for(threads: int) -> int:
-    """Registers a thread can have in a block: 64 Ki for all, handed out to warps by 256 (8 a thread)."""
+    """Return how many registers a thread can have in a block of `threads`.
+
+    A block has 64 Ki registers, allocated to warps in units of 256 (8 per thread); a thread has at most 255.
+    """
     return min(255, 65536 // (-(-threads // 32) * 32) // 8 * 8)
 
 
@@ -60,13 +66,13 @@ def test_compiles_clean_and_uses_what_ptxas_says(library: Any, compiled: Any, ke
         check_launch_bounds(library.launches(kernel, **variant), rendered.modules[-1].source, program.data, variant)
 
 
-# An attribute of a kernel in a cubin (form 4, number 5, 12 bytes): the block that it was compiled for, x, y, z.
+# A kernel's attribute in a cubin (form 4, number 5, 12 bytes): the block size that it was compiled for, as x, y, z.
 MAX_THREADS = re.compile(rb"\x04\x05\x0c\x00(.{4})\x01\0\0\0\x01\0\0\0", re.DOTALL)
 MIN_BLOCKS = re.compile(r"__launch_bounds__\((?:[^(),]|\([^(),]*\))+(?:, (\d+))?\)")
 
 
 def check_launch_bounds(launches: dict[str, Any], source: str, cubin: bytes, variant: dict[str, Any]) -> None:
-    """Check that the manifest has the launch bounds that the source has, and that were compiled."""
+    """Check that the launch bounds in the manifest, the source and the cubin are the same."""
     threads = {int.from_bytes(found, "little") for found in MAX_THREADS.findall(cubin)}
     assert threads == {one.threads for one in launches.values()}, variant
     assert max(threads) == largest_block(source), variant
@@ -74,7 +80,7 @@ def check_launch_bounds(launches: dict[str, Any], source: str, cubin: bytes, var
     assert least == ({int(n or 0) for n in MIN_BLOCKS.findall(source)} or {0}), variant
 
 
-# At the edge of what the constraints let through: most registers a thread, or a number that ptxas alone holds too low.
+# Parameters that the constraints barely allow: the most registers per thread, or more than ptxas allots by itself.
 EDGES = (
     ("attention", {"head_dim": 128, "block_n": 64, "warps": 4, "causal": True}),
     ("attention", {"head_dim": 64, "block_n": 64, "warps": 8}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softmax, layernorm and rmsnorm, emulated: lengths, alignment, types, and values at the edge of what floats hold."""
+"""The emulated softmax, layernorm and rmsnorm kernels: lengths, alignment, types, and extreme values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from checks_rows import SHAPES, check_norm, check_softmax, check_softmax_extremes
 
 DTYPES = ("float32", "float16", "bfloat16")
-PLACES = ((4, 0), (8, 0), (1, 0), (0, 1), (3, 2))  # elements between rows, elements behind a 16-byte boundary
+PLACES = ((4, 0), (8, 0), (1, 0), (0, 1), (3, 2))  # elements between rows, elements after a 16-byte boundary
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -73,5 +73,5 @@ def test_layernorm_parameters(launch: Any, params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rows_by", ["warp", "block"])
 def test_layernorm_keeps_the_variance_of_values_far_from_zero(launch: Any, rows_by: str) -> None:
-    # A float near 512 is exact to 3e-5; a variance made as mean(x ** 2) - mean ** 2 would be off by 1e-2.
+    # A float near 512 is exact to 3e-5; a variance computed as mean(x ** 2) - mean ** 2 would be off by 1e-2.
     check_norm(launch, "layernorm", (3, 4097), mean=512.0, atol=1e-4, rows_by=rows_by, save_statistics=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Library kernels whose logs have what ``ptxas -v`` says."""
+"""Library kernels whose compile logs contain the output of ``ptxas -v``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERBOSE = ("-v",)
 
 
 class VerboseUnit(KernelUnit):
-    """A library kernel whose log has what ``ptxas -v`` says; its code is that of the kernel as it is served."""
+    """A library kernel whose log contains the output of ``ptxas -v``; its code is that of the served kernel."""
 
     def __init__(self, rendered: Any, arch: str) -> None:
         if len(rendered.modules) == 1 and rendered.spec.code_type == "c++":

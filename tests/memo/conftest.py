@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches in memory and in files, and threads that start at once."""
+"""Fixtures: caches in memory and in files, and threads that start together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def memory_cache():
 
 @pytest.fixture(params=["memory", "files"])
 def cache(request, tmp_path):
-    """A cache of either kind."""
+    """A cache in memory or in files."""
     return Cache(ValueMemory({}), CallMemory({})) if request.param == "memory" else file_cache(tmp_path / "memo")
 
 
@@ -31,7 +31,10 @@ def files(tmp_path):
 
 @pytest.fixture
 def at_once():
-    """``at_once(n, work)`` runs ``work(i)`` in n threads that start together; gives results, raises the first error."""
+    """``at_once(n, work)`` runs ``work(i)`` in n threads that start together.
+
+    It returns the results in order, or raises the first error.
+    """
 
     def run(count, work):
         barrier = threading.Barrier(count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in a directory of cached results: format, listing, statistics, pruning."""
+"""A directory of cached results: its format, listing, statistics and pruning."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_info(store, tmp_path):
 
 
 class Loud:
-    """Tells when it is unpickled."""
+    """An object that creates a directory when it is unpickled."""
 
     def __reduce__(self):
         return (os.mkdir, ("unpickled",))

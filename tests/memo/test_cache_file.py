@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cache_file`` in one process: what is reused, what isn't, and what the decorator takes."""
+"""``cache_file`` in one process: which results are reused, which aren't, and what the decorator accepts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-    """A file that functions append to when they run: what they close over stays the same text."""
+    """The path of a file that functions append to when they run; a string, so that their closures don't change."""
     return str(tmp_path / "runs.log")
 
 
@@ -395,7 +395,7 @@ def test_contents_of_declared_files_count_by_real_path(store, tmp_path):
 def test_an_edit_that_keeps_size_and_mtime_is_seen(store, tmp_path, monkeypatch):
     from cuda_progcache.memo import files
 
-    # As if the file had rested long: then its digest is remembered, and only its ctime tells of the edit.
+    # Make the file seem old, so that its digest is remembered and only its ctime reveals the edit.
     monkeypatch.setattr(files.time, "time_ns", lambda real=time.time_ns: real() + 10**10)
     path = tmp_path / "data.bin"
     path.write_bytes(b"a" * 100)
@@ -598,7 +598,7 @@ def test_trouble_never_costs_a_result(store, tmp_path):
     (tmp_path / "a file").write_text("")
     with pytest.warns(RuntimeWarning, match="can't be saved in"):
         assert unsaved(1) == 2
-    assert unsaved(1) == 2  # told once
+    assert unsaved(1) == 2  # the warning is issued once
 
     @cache_file(store)
     def unpicklable(x):
@@ -710,7 +710,7 @@ def test_the_hashes_are_what_they_say(store, tmp_path):
         assert len(entries(store / algo)[0].split(".")[1]) == length
 
 
-# What it says
+# Messages, figures and configuration
 
 
 def test_verbose_says_what_changed(store, tmp_path, caplog, monkeypatch):
@@ -801,7 +801,7 @@ def test_a_remembered_digest_isnt_read_again_and_a_fresh_file_is(tmp_path, monke
     monkeypatch.setattr(files.time, "time_ns", lambda: written + 10**7)
     module.fast_file_hash(path)
     module.fast_file_hash(path)
-    assert len(reads) == 2  # the file is younger than its clock can tell apart
+    assert len(reads) == 2  # the file is so new that its ctime might not reveal an edit
     monkeypatch.setattr(files.time, "time_ns", lambda: written + 10**10)
     module.fast_file_hash(path)
     module.fast_file_hash(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cache_file`` in several processes: one key everywhere, one run at a time, and no waiting for the dead."""
+"""``cache_file`` in several processes: the same key in each, one run at a time, and no wait for a dead process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ job({"b": 1, "a": {"q", "w", "e"}}["b"])
 
 
 def interpreters():
-    """This interpreter, and those of its neighbours that are at hand; they need no packages."""
+    """Return interpreters by version: the current one, and those of 3.11 to 3.13 beside it or on the PATH.
+
+    They may have no packages installed.
+    """
     found = {sys.version_info[:2]: sys.executable}
     folders = {os.path.dirname(os.path.realpath(sys.executable)), *os.environ.get("PATH", "").split(os.pathsep)}
     folders |= {str(p) for f in list(folders) for p in Path(f).parent.parent.glob("3.*/bin")}
@@ -113,7 +116,7 @@ def test_every_interpreter_has_the_same_keys(place):
     pythons = interpreters()
     if len(pythons) < 2:
         pytest.skip("there is one interpreter here")
-    # Digests need no packages, as these interpreters have none; what lies on disk does.
+    # Compare only digests: they need no packages, unlike entries on disk, and the interpreters may have none.
     job.write_text(
         "from cuda_progcache.memo.code import argument_digest, get_recursive_closure_hash\n"
         + JOB.replace("from cuda_progcache.memo.cache_file import cache_file\n", "")
@@ -198,7 +201,7 @@ def test_a_waiter_takes_over_from_a_dead_holder(slow, tmp_path):
     waiter = slow()
     holder.send_signal(signal.SIGKILL)
     holder.wait(60)
-    until(lambda: runs(tmp_path) == 2)  # not after the 300 s that a live holder would be waited for
+    until(lambda: runs(tmp_path) == 2)  # without the wait of 300 s for a live holder
     (tmp_path / "runs.go").touch()
     assert waiter.wait(60) == 0
 
@@ -259,7 +262,7 @@ def test_force_waits_for_nobody(tmp_path):
     f(1)
     (path,) = store.glob("f.*.pkl")
     path.unlink()
-    path.with_name(path.name + ".computing").write_text(str(current_owner()))  # held, and never let go
+    path.with_name(path.name + ".computing").write_text(str(current_owner()))  # held, and never released
     assert f(1, _force=True) == 2
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree of cached calls: edges, files, what is stale; saved, loaded, read from disk, drawn."""
+"""The tree of cached calls: its edges, its files and stale calls; saving, loading, reading from disk, drawing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _fresh():
 
 @pytest.fixture
 def pipeline(tmp_path):
-    """A diamond: report calls left and right, which call load, which tracks a file."""
+    """A diamond of calls: report calls left and right, and both call load. load tracks a file."""
     store, data = tmp_path / "store", tmp_path / "data.txt"
     data.write_text("1 2 3")
 
@@ -98,7 +98,7 @@ def test_hits_give_the_same_edges(pipeline):
     report()
     cache_tree_reset()
     report(_force=True)
-    assert edges() == {("report", "left"), ("report", "right")}  # what these call is known on disk, not here
+    assert edges() == {("report", "left"), ("report", "right")}  # the calls below are known only on disk
     cache_tree_sync(pipeline[1])
     assert edges() == DIAMOND
 
@@ -207,7 +207,7 @@ def test_a_graph_file_runs_no_code(tmp_path, monkeypatch):
         cache_tree_load(path)
     assert not Path("attacked").exists()
     node = {"id": "n", "fname": "f", "hash": "h", "outfile": Path("/x.pkl"), "files": [Path("/d")], "created": 1.0}
-    path.write_bytes(pickle.dumps({"n": node}))  # as the tool it stands in for writes them
+    path.write_bytes(pickle.dumps({"n": node}))  # as another tool writes this format
     cache_tree_load(path)
     assert cache_tree_nodes()["n"]["files"] == [Path("/d")]
 
@@ -219,7 +219,7 @@ def test_json_and_dot(pipeline, tmp_path):
     assert {node["fname"] for node in loaded.values()} == {"report", "left", "right", "load"}
     dot = cache_tree_to_dot(tmp_path / "tree.dot")
     assert dot.startswith("digraph")
-    assert dot.count(" -> ") == 4 + 4  # a file is an input of every call above it
+    assert dot.count(" -> ") == 4 + 4  # the file is an input of all four calls
     assert (tmp_path / "tree.dot").read_text() == dot
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``get_recursive_closure_hash``: what makes two functions differ, and what doesn't."""
+"""``get_recursive_closure_hash``: which differences between two functions count, and which don't."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cuda_progcache.memo.syntax import find_path_specs, tree_of
 
 
 def made(source, name="f", **names):
-    """A function from source text that has no file."""
+    """Return a function from source text that isn't in a file."""
     namespace = {"__name__": "made", **names}
     exec(source, namespace)
     return namespace[name]
 
 
 def module_from(tmp_path, source, name="job_module"):
-    """A module from a file."""
+    """Write a module's file, and return the module loaded from it."""
     path = tmp_path / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -171,7 +171,7 @@ def test_cycles_end():
     with pytest.raises(Indigestible, match="nested too deep"):
         argument_digest(deep)
     while deep:
-        deep = deep.pop()  # or Python's own clean-up is what nests
+        deep = deep.pop()  # otherwise Python's deallocation would recurse
 
 
 def test_what_has_no_content():

@@ -48,7 +48,7 @@ def call(name="f", result=1, **arguments):
 
 
 class Slow(Cache):
-    """Counts saves, and takes its time over each."""
+    """A cache that records its saves and is slow at each."""
 
     def save(self, one):
         self.__dict__.setdefault("saves", []).append(one)
@@ -199,7 +199,7 @@ def test_what_a_query_gives(cache):
     with pytest.raises(ValueError, match="timestop"):
         cache.query(name="plain").latest()
     found.filter(lambda c: c.result == 0).evict()
-    assert sorted(found.results()) == [1, 2]  # the same query, asked again
+    assert sorted(found.results()) == [1, 2]  # the same query, run again
 
 
 def test_table(cache):
@@ -319,8 +319,8 @@ def test_locks_go_before_any_storage_and_a_limit_before_any_cache(mixin):
     cache = Limited(Values({}), Calls({}), 1)
     for x in range(6):
         key = cache.save(Call("f", {"x": x}, result=x))
-        assert [call.to_lookup_key() for call in cache.query()] == [key]  # whatever else goes, it isn't the new one
-    assert not issubclass(SizeLimitedMixin, Cache)  # it goes before other caches, too
+        assert [call.to_lookup_key() for call in cache.query()] == [key]  # the new call is never evicted
+    assert not issubclass(SizeLimitedMixin, Cache)  # it can be mixed into other caches, too
 
 
 def test_a_backfill_happens_once_under_concurrency(at_once):
@@ -352,7 +352,7 @@ def test_the_three_ways_through_a_stack():
     stack = CacheStack((one, two.readonly()))
     assert stack._first_hit(lambda cache: cache.load(key)).name == "f"
     assert len(stack._collect(lambda cache: cache.load(key))) == 1
-    stack._foreach(lambda cache: cache.evict(key))  # refused by one: no error
+    stack._foreach(lambda cache: cache.evict(key))  # a refusal by one level is no error
     assert two.contains(key)
     with pytest.raises(KeyError, match="nope"):
         stack._first_hit(lambda cache: cache.load("nope" * 16))
@@ -429,7 +429,7 @@ def test_redigest_files_calls_under_their_new_keys(cache, monkeypatch):
 
 
 class TestCollection:
-    """``gc``: values that no call reaches go, those of calls in flight don't."""
+    """Tests of ``gc``: it removes values that no call refers to, except those of calls in flight."""
 
     @pytest.fixture(params=["memory", "files", "destructured files"])
     def cache(self, request, tmp_path):
@@ -495,7 +495,7 @@ def test_pins_of_dead_processes_are_removed(files):
     orphan = files.values.save("orphan")
     with open(os.path.join(pins, "000000000000-0-1-1.1-1"), "w") as stranger:
         stranger.write(f"{orphan}\n")
-    assert files.gc() == set()  # of another machine: nobody knows
+    assert files.gc() == set()  # a pin of another machine: whether its process is alive is unknown
     os.unlink(os.path.join(pins, "000000000000-0-1-1.1-1"))
     from cuda_progcache._util.liveness import current_owner
 

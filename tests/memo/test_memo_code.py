@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``@memoize`` and what the code refers to: no false hit when it changes, no false miss when it doesn't."""
+"""``@memoize`` and the objects that code refers to: a change is never a hit; without a change, there is no miss."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def body(x):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A module of one's own, imported anew for each test."""
+    """A module from MODULE, freshly imported for each test."""
     (tmp_path / "home.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("home", None)
@@ -151,7 +151,7 @@ def test_locks_events_and_mocks_do_not_make_misses(cache, at_once):
         with lock:
             return work(x)
 
-    work(0)  # what a mock was called with has every attribute that one asks for
+    work(0)  # the mock records the call in an object that claims to have any attribute
     f = memoize(cache, body, state="work")
     assert at_once(4, lambda _: f(1)) == [7] * 4
     assert f(1) == 7 and work.call_count == 2
@@ -207,7 +207,7 @@ def test_data_that_another_thread_changes_never_fails_a_call(memory_cache):
     thread.start()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such a call may run uncached, and says so
+            warnings.simplefilter("ignore")  # a call may run uncached, with a warning
             assert [f(1) for _ in range(200)] == [1] * 200
     finally:
         stop.set()
@@ -287,7 +287,7 @@ f = memoize(sys.argv[1], home.body, state=("COUNT", "RUNS"))
 print(f(1) == home.body(1), dict(f.counters), f._now().code)
 """
 
-# The same for each of several texts of the module, in a process forked for each.
+# Runs SCRIPT for each of several texts of the module, each in a forked process.
 FORKS = """
 import json, os, pathlib, sys
 import numpy
@@ -310,7 +310,7 @@ def run(tmp_path, seed, folder, texts=None):
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "cache"), str(tmp_path), SCRIPT], cwd=folder, check=True,
         input=json.dumps(texts),
-        # Two edits of one size within a second are one to Python's own cache of bytecode.
+        # Python's bytecode cache misses an edit within the same second that keeps the file's size.
         env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

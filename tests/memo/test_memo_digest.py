@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests: of what values are, the same everywhere, different where results could differ."""
+"""Digests: they depend only on values, are the same everywhere, and differ if results could differ."""
 
 from __future__ import annotations
 

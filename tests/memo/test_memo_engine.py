@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One engine: what holds for one front end holds for the other, and a call that works without us works with us."""
+"""The engine under both front ends: both give the same promises, and a call that works uncached works cached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cuda_progcache.memo.memoize import file_cache, memoize
 
 @pytest.fixture(params=["memoize", "cache_file"])
 def keep(request, tmp_path):
-    """A decorator of either front end, on a directory; ``keep(name, **options)``."""
+    """``keep(name, **options)`` returns a decorator of one of the front ends, over a directory of that name."""
     if request.param == "memoize":
         return lambda name="kept", **options: memoize(file_cache(tmp_path / name, codec="pickle"), **options)
     return lambda name="kept", **options: cache_file(tmp_path / name)(**options)
@@ -35,7 +35,7 @@ def keep(request, tmp_path):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """The calls in a directory of either front end."""
+    """``recorded(name)`` returns the cache in a directory that either front end wrote."""
 
     def calls(name="kept"):
         place = tmp_path / name
@@ -45,7 +45,7 @@ def recorded(tmp_path):
 
 
 def test_files_compose_across_front_ends(tmp_path):
-    """A call depends on the files of the calls it made, whichever front end keeps them."""
+    """A call depends on the files of the calls that it makes, whichever front end caches them."""
     data = tmp_path / "data"
     data.write_text("1")
     name = [str(data)]
@@ -221,7 +221,7 @@ def recursion_limit():
 
 def test_recursion_goes_as_deep_as_without_us(keep, recursion_limit):
     names = []
-    sys.setrecursionlimit(len(inspect.stack()) + 400)  # the same as with Python's 1,000, in less time
+    sys.setrecursionlimit(len(inspect.stack()) + 400)  # Python's default of 1,000 would take longer
 
     def body(n, all_new):
         return 0 if n == 0 else 1 + names[0](n - 1, all_new)
@@ -263,7 +263,7 @@ def test_a_forked_worker_is_no_child_of_the_call_that_runs_in_its_parent(keep, r
         return queue.get()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # forking beside threads of this test run
+        warnings.simplefilter("ignore")  # Python warns of a fork while threads run
         assert keep(state=("work",))(parent)(1)
     leaves = [call for call in recorded().query() if "leaf" in call.name]
     assert len(leaves) == 1
@@ -447,7 +447,7 @@ def test_patterns(pattern, fits, not_):
 
 
 def test_threads_share_nothing_that_the_engine_allows(tmp_path):
-    """The limit of recursion is what it was when all calls are over."""
+    """Once all calls in threads have ended, the recursion limit is as it was before."""
     import sys
 
     before = sys.getrecursionlimit()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index: derived from the records, kept up with them, thrown away at will."""
+"""The index of a cache: it is derived from the records, follows their changes, and can be deleted at any time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listed(cache, **fields):
 
 
 def by_looking(cache, name):
-    """What the records say, without the index."""
+    """Return the x of each call named `name`, read from the records without the index."""
     calls = [cache.calls.load(key).fetch(cache) for key in cache.calls.list()]
     return sorted(c.arguments["x"] for c in calls if c.name == name)
 
@@ -63,7 +63,7 @@ def test_it_sees_what_comes_goes_and_is_replaced(filled):
 
 
 def test_each_of_many_changes_is_seen_at_once(filled):
-    for x in range(1000, 1060):  # faster than the clock of directories ticks
+    for x in range(1000, 1060):  # faster than directory timestamps tick
         filled.save(call(x))
         assert filled.query(arguments={"x": x}).count() == 1
         if x % 2:
@@ -80,7 +80,7 @@ def test_a_change_within_a_tick_of_the_clock_is_seen(filled):
     first = filled.calls.load(next(iter(filled.calls.list()))).to_lookup_key()
     shard = os.path.join(filled.calls.root, first[:2])
     second = next(x for x in range(1000, 10_000) if call(x).to_lookup_key()[:2] == first[:2])
-    tick = time.time_ns() + 3600 * 10**9  # so that no delay of this process makes it old
+    tick = time.time_ns() + 3600 * 10**9  # in the future, so that it stays recent however slow this process is
     os.utime(shard, ns=(tick, tick))
     assert second not in listed(filled)
     assert call(second).to_lookup_key() not in filled.calls.list()
@@ -98,7 +98,7 @@ def test_only_what_moved_is_read(filled, monkeypatch):
     read = []
     scan = filled.calls.scan
     monkeypatch.setattr(type(filled.calls), "scan", lambda self, shard: read.append(shard) or scan(shard))
-    while time.monotonic() < deadline:  # until no directory's mtime is so young that it is doubted
+    while time.monotonic() < deadline:  # until no directory's mtime is too recent to be trusted
         read.clear()
         listed(filled)
         if not read:
@@ -158,7 +158,7 @@ def test_a_directory_that_cannot_be_written_is_indexed_in_memory(tmp_path, fille
     filled.calls.index.close()
     for file in path.parent.glob("index.sqlite*"):
         file.unlink()
-    path.mkdir()  # nothing can be written there, not even by root
+    path.mkdir()  # not even root can write a file there
     again = file_cache(path.parent.parent)
     assert listed(again, name="g") == list(range(0, 40, 4))
     again.save(call(8, "new"))

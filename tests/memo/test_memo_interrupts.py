@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who waits for a call whose runner is interrupted gets a result, not the interrupt, and not None."""
+"""Interrupted calls: others that wait for the same call get a result, not the interrupt and not None."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INTERRUPTS = [KeyboardInterrupt, SystemExit, GeneratorExit]
 
 
 class Interrupted:
-    """A body whose first run is interrupted once others wait for it."""
+    """A function body whose first run raises an interrupt once `go_on` is set."""
 
     def __init__(self, interrupt):
         self.interrupt = interrupt
@@ -42,7 +42,7 @@ class Interrupted:
 
 
 def race(function, body):
-    """Call in a thread that is interrupted and in three that come while it runs; what each of them got."""
+    """Call the function in a thread that is interrupted, and in three more during its run; return the outcomes."""
     got = []
 
     def call():
@@ -57,7 +57,7 @@ def race(function, body):
     others = [threading.Thread(target=call) for _ in range(3)]
     for thread in others:
         thread.start()
-    time.sleep(0.05)  # most often they wait by then; the outcome must be the same for one that doesn't
+    time.sleep(0.05)  # usually they wait by then; a late thread must get the same outcome
     body.go_on.set()
     for thread in (leader, *others):
         thread.join(DEADLINE)
@@ -121,7 +121,7 @@ print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in (leader,
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_processes(tmp_path, how):
-    """A leader is forked, two followers that wait for it, then it is interrupted."""
+    """Processes that wait for another process's run get a result after that process is interrupted or killed."""
     script, log = tmp_path / "work.py", tmp_path / "log"
     script.write_text(WORKER)
     arguments = [sys.executable, str(script), str(tmp_path / "cache"), str(log), str(int(how))]

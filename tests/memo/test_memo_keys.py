@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two generators of ``ci/memo_keys``, bounded: no wrong hit, no collision, needless misses for known causes."""
+"""Short runs of ``ci/memo_keys``: no wrong hits, no collisions, and needless misses only for known causes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ci.memo_keys import pairs, programs
 
 
 def test_programs_that_are_edited(tmp_path):
-    """Some taken by chance, and one with each feature, whose value is edited."""
+    """Edits to random programs, and to one program for each feature, give no wrong hit."""
     seed = time.time_ns() % 1_000_000
     print(f"seed {seed}")
     account = programs.run(tmp_path, 20, seed, every=True)
     assert account.wrong == []
-    # All of a module counts where code asks it for a name that can't be seen, or imports it when it runs.
+    # A whole module counts if code looks up a name in it that can't be determined, or imports it at run time.
     known = ("function nobody calls", "annotation")
     assert [cause for cause in account.needless if not any(edit in cause for edit in known)] == []
     assert account.programs == 20 + len(programs.FEATURES) and account.calls > 5 * account.programs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memoized functions: one run per call, never a wrong result, never a lost one."""
+"""Memoized functions: each call runs once, and no result is wrong or lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Colour(enum.Enum):
 
 
 def counted(cache, function, **options):
-    """The function memoized, and the list of the arguments it ran with."""
+    """Return the memoized function, and the list of the arguments that it ran with."""
     runs = []
 
     def body(*args, **kwargs):
@@ -276,7 +276,7 @@ def test_four_processes_one_run(tmp_path):
     script.write_text(WORKER)
     arguments = [sys.executable, str(script), str(tmp_path / "cache"), str(log), "one", "two", "three"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "2\n" * 4  # of all, since each holds the pipe
+    assert done.stdout == "2\n" * 4  # of all processes, since each holds the pipe open
     assert len(log.read_text().splitlines()) == 1
 
 
@@ -503,7 +503,7 @@ def test_methods_have_their_instance_in_the_key(cache):
 
 
 class Broken:
-    """A storage whose every operation fails."""
+    """A storage whose operations all fail."""
 
     def __getattr__(self, name):
         def fail(*args, **kwargs):
@@ -563,7 +563,7 @@ def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, mo
         directory and taken[-1].append(directory)) or fly(flight, directory, *rest, **more))  # fmt: skip
     f = memoize(files, lambda x: x)
     for x in range(15):
-        # The machine decides how long a run takes, so the test decides what is long: the fourth one.
+        # Run times depend on the machine, so the test sets the threshold: only the fourth run counts as slow.
         monkeypatch.setattr(module, "WORTH_A_LEASE", 0.0 if x == 3 else math.inf)
         taken.append([])
         f(x)
@@ -605,7 +605,7 @@ def test_a_file_cut_at_any_length_is_a_miss(tmp_path):
     def f(x):
         return ["r" * x]
 
-    for size in (10, 2000):  # in the record, and in a file of its own
+    for size in (10, 2000):  # a result in the record, and one in its own file
         place = tmp_path / str(size)
         expected = memoize(place, f)(size)
         (kept,) = place.rglob("*.json") if size == 10 else place.rglob("*.value")
@@ -644,7 +644,7 @@ def test_collecting_spares_the_arguments_of_a_call_that_another_process_runs(tmp
 
 
 def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, at_once):
-    """Whether a lease is wanted changes from call to call; threads of one call wait for each other all the same."""
+    """Threads that make the same call share one run, even if only some of them take a lease."""
     runs, entered, go_on = [], threading.Event(), threading.Event()
 
     def body(x):
@@ -658,7 +658,7 @@ def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, 
     def call(number):
         if number:
             assert entered.wait(60)
-            f._leases_left = number % 2  # as another call's run would have set it
+            f._leases_left = number % 2  # as a run of another call could set it
         if number == 3:
             go_on.set()
         return f(7)
@@ -687,7 +687,7 @@ def test_memoize_without_a_cache_over_a_function_without_parameters_says_so():
 
 
 class Plain:
-    """Has no digest as a value, and counts as an argument by its class and attributes."""
+    """An object without a digest as a value; as an argument, it counts by its class and attributes."""
 
     def __init__(self, x):
         self.x = x

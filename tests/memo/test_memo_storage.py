@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storages: what goes in comes out; damage and strangers' files are misses."""
+"""Storages: values load as they were saved; damaged and foreign files are misses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from cuda_progcache.memo.storage import (
 
 SECRET = b"s" * 32
 
-# The same examples in every run, however slow the machine: a run that fails is a change that broke something.
+# The same examples in every run, however slow the machine, so that a failure always means a regression.
 EXAMPLES = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 leaves = (
@@ -58,7 +58,7 @@ values = st.recursive(
 
 
 def same(one, other):
-    """Equal, and of the same types all the way down."""
+    """Return whether two values are equal and have the same types throughout."""
     return digest(one) == digest(other)
 
 
@@ -317,7 +317,7 @@ def test_locks_are_per_key():
 
     for storage, free in ((Locked({}), True), (Serial({}), False)):
         entered = threading.Event()
-        with storage._operation_context("a"), storage._operation_context("a"):  # reentrant
+        with storage._operation_context("a"), storage._operation_context("a"):  # the lock is reentrant
             thread = threading.Thread(target=lambda s=storage, e=entered: (s.save(1, Digest("b" * 64)), e.set()))
             thread.start()
             assert entered.wait(60 if free else 0.1) is free

@@ -77,7 +77,7 @@ def test_damaged_entries(pytester, in_process):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     run = in_process("--progcache-dir=programs", "--progcache-report=report.json", passed=3)
     assert run.counts == (4, 2, 0)
-    assert "2 damaged entries found, and not used" in run.text
+    assert "2 damaged entries found and not used" in run.text
     assert "missed: 2 × it was in the cache before, and was evicted, removed or damaged since" in run.text
     assert json.loads((pytester.path / "report.json").read_text())["cache"]["damaged"] == 2
     assert in_process("--progcache-dir=programs", passed=3).counts == (6, 0, 0), "they are healed"
@@ -131,7 +131,7 @@ def test_a_report_or_record_that_cannot_be_written(pytester, in_process):
     )
     assert run.result.ret == 0
     assert "progcache: can't write the report " in run.text
-    assert "what is used can't be recorded in " in run.text
+    assert "can't record programs in " in run.text
 
 
 def test_a_record_of_nothing_is_named(pytester, in_process):

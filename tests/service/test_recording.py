@@ -122,7 +122,7 @@ def test_a_recording_that_cannot_be_written_costs_no_compile(cache, tmp_path, mo
     with pytest.raises(OSError, match="absent"):
         record(tmp_path / "absent" / "run.json")
     monkeypatch.setenv("CUDA_PROGCACHE_RECORD", str(tmp_path))
-    with pytest.warns(ProgCacheWarning, match="can't be recorded in"):
+    with pytest.warns(ProgCacheWarning, match="can't record programs in"):
         assert CompileService(cache).kernel("axpby", arch="sm_90").data
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store's tests with real faults share a few modules: faults_values, faults_worker, faults_injector."""
+"""Fixtures of the store's tests, which also share the modules faults_values, faults_worker and faults_injector."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if str(HERE) not in sys.path:
 
 @pytest.fixture(autouse=True)
 def _counters_are_not_written_by_the_clock(monkeypatch):
-    """On a busy machine a test can take longer than the interval; what is written then is tested by moving the date."""
+    """Keep the timer from writing counters during slow tests; tests of the timer move the date themselves."""
     monkeypatch.setattr(counters, "INTERVAL", 3600.0)
 
 
 class Hang(BaseException):
-    """No OSError and no Exception, so that nothing on the way can take it for trouble in the cache."""
+    """Raised by the watchdog; not an Exception, so that no handler in the package catches it."""
 
 
 @pytest.fixture
 def watchdog():
-    """Ends a test that hangs (in open() of a FIFO, say) with :class:`Hang`; calling it gives another 120 seconds."""
+    """Raise :class:`Hang` in a test that hangs, say in open() of a FIFO; calling the fixture allows 120 s more."""
 
     def bark(*_):
         raise Hang

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fails the n-th system call that touches a directory tree, in this process, as a disk or a server would."""
+"""Fault injection: fail chosen file system calls of this process on one directory tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Self
 
 import pytest
 
-#: Functions of ``os`` that ask the file system something. Those that change names can fail after the fact, too.
+#: Functions of ``os`` that touch the file system. Those in CHANGES can also fail after they took effect.
 CHANGES = ("mkdir", "replace", "rename", "unlink", "remove", "rmdir", "link", "symlink", "utime", "chmod", "truncate")
 BY_PATH = ("open", "stat", "lstat", "listdir", "scandir", "readlink", "statvfs", *CHANGES)
 BY_FD = ("read", "pread", "readv", "write", "pwrite", "writev", "fstat", "fsync", "fdatasync", "ftruncate", "close",
@@ -22,14 +22,14 @@ BY_FD = ("read", "pread", "readv", "write", "pwrite", "writev", "fstat", "fsync"
 
 
 class Injector:
-    """Counts the calls on what lies under ``root`` (by path, or by a descriptor opened there), and fails chosen ones.
+    """Counts the calls on paths and descriptors under ``root``, and fails the chosen ones.
 
     Attributes
     ----------
     calls : list of str
-        Those made since :meth:`arm`, in order: "replace entries".
+        The calls since :meth:`arm`, in order, each as "replace entries".
     places : list of tuple
-        Where in the package each was made, from the call outwards, if :meth:`arm` was told to trace.
+        The package's call stack at each call, innermost frame first; filled only if :meth:`arm` was asked to trace.
     """
 
     def __init__(self, root: str) -> None:
@@ -45,12 +45,15 @@ class Injector:
     def arm(
         self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False, trace: bool = False
     ) -> None:
-        """From now on, fail the calls (from 0) that ``fails`` says, with ``make(path)``; after doing them, if said."""
+        """Fail the calls whose number (from 0) ``fails`` accepts.
+
+        They raise ``make(path)`` instead of making the call; with ``after``, after making it.
+        """
         self.calls, self.places = [], []
         self._fails, self._make, self._after, self._traces = fails, make, after, trace
 
     def disarm(self) -> None:
-        """Fail nothing more, and note nothing more: `calls` stays as it is."""
+        """Stop failing and recording calls; `calls` keeps its contents."""
         self._make = None
 
     def _note(self, call: str) -> None:
@@ -71,11 +74,11 @@ class Injector:
         return None
 
     def wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        """The function with faults."""
+        """Return ``real`` wrapped so that it records its calls and fails the chosen ones."""
 
         @functools.wraps(real)
         def faulty(*args: object, **kwargs: object) -> object:
-            if self._make is None and name not in {"open", "close"}:  # whose descriptors are known, armed or not
+            if self._make is None and name not in {"open", "close"}:  # their descriptors are tracked even when disarmed
                 return real(*args, **kwargs)
             path = self._ours(args)
             if path is None:
@@ -99,7 +102,7 @@ class Injector:
         return faulty
 
     def access(self, real: Callable[..., bool]) -> Callable[..., bool]:
-        """``os.access`` says no instead of raising."""
+        """Return a replacement for ``os.access`` that returns False instead of raising."""
 
         def faulty(path: str, *args: object, **kwargs: object) -> bool:
             number = len(self.calls)
@@ -113,7 +116,7 @@ class Injector:
 
 
 class _Listing:
-    """What ``scandir`` gives, with faults while it goes on and in the entries' own questions."""
+    """The result of ``scandir``, with faults during iteration and in the methods of its entries."""
 
     def __init__(self, injector: Injector, listing: object) -> None:
         self._injector, self._listing = injector, listing
@@ -151,17 +154,17 @@ class _Item:
 
 @contextlib.contextmanager
 def injected(root: str) -> Iterator[Injector]:
-    """An :class:`Injector` on the functions of ``os`` and on ``open``; disarmed and gone after the block."""
+    """Patch the functions of ``os`` and ``open`` with an :class:`Injector` for the length of the block."""
     injector = Injector(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)  # thousands of them: counted and failed, not waited for
+        patch.setattr(os, "fsync", lambda _: None)  # thousands of calls: counted and failed, but not carried out
         for name in {*BY_PATH, *BY_FD}:
             patch.setattr(os, name, injector.wrap(name, getattr(os, name)))
         patch.setattr(os, "access", injector.access(os.access))
         opened = injector.wrap("file", open)
         patch.setattr(builtins, "open", opened)
         patch.setattr(io, "open", opened)
-        # The sets of what takes a descriptor or no link hold the functions themselves.
+        # The os.supports_* sets hold the function objects, so they need the patched ones.
         for supports in ("supports_fd", "supports_follow_symlinks", "supports_dir_fd", "supports_effective_ids"):
             before = {function.__name__ for function in getattr(os, supports)}
             patch.setattr(os, supports, {getattr(os, name) for name in before})

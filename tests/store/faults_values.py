@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that say which key, which writer and which turn they belong to, and prove that they are whole."""
+"""Values that name their key, writer and turn, and carry a checksum of themselves."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from cuda_progcache.store import FileStreamProgramCache, entry_digest
 
 
 def settle() -> None:
-    """Wait until any further change of a file shows in its status, so that what is read now is remembered."""
+    """Wait until any later change of a file changes its time stamps, so that the store remembers what it verifies."""
     time.sleep(CLOCK_TICK_NS * 1.3e-9)
 
 
 def value(key: bytes, who: int, turn: int) -> bytes:
-    """What writer ``who`` publishes under ``key`` in its turn ``turn``; 50 bytes to 8 kB."""
+    """Return the value that writer ``who`` publishes under ``key`` in turn ``turn``: 50 bytes to 8 kB."""
     length = random.Random(f"{who}/{turn}").choice((0, 40, 700, 4096, 8000))
     body = b"%s %d %d " % (key, who, turn) + random.Random(turn * 1000 + who).randbytes(length)
     return hashlib.sha256(body).digest() + body
 
 
 def record(who: int, turn: int) -> dict[str, object]:
-    """The record that goes with it."""
+    """Return the record that is published with :func:`value`."""
     return {"name": "k", "who": who, "turn": turn, "log": "x" * (turn % 5 * 100)}
 
 
 def check(key: bytes, data: bytes) -> tuple[int, int]:
-    """Assert that ``data`` was written whole under ``key``; gives (who, turn)."""
+    """Assert that ``data`` is a whole value of ``key``; return (who, turn)."""
     assert hashlib.sha256(data[32:]).digest() == data[:32], "torn"
     name, who, turn, _ = data[32:].split(b" ", 3)
     assert name == key, "another key's"
@@ -38,7 +38,7 @@ def check(key: bytes, data: bytes) -> tuple[int, int]:
 
 
 def check_lookups(store: FileStreamProgramCache, key: bytes) -> int:
-    """Assert that ``get`` and ``load`` give something right or nothing; gives the number of hits (0 to 2)."""
+    """Assert that ``get`` and ``load`` return a correct value or None; return the number of hits (0 to 2)."""
     data, entry = store.get(key), store.load(key)
     if data is not None:
         check(key, data)
@@ -49,24 +49,24 @@ def check_lookups(store: FileStreamProgramCache, key: bytes) -> int:
 
 
 def publish(store: FileStreamProgramCache, key: bytes, who: int, turn: int) -> bool:
-    """Publish :func:`value` with its :func:`record`."""
+    """Publish :func:`value` with its :func:`record`; return whether it was stored."""
     return store.publish(key, value(key, who, turn), record(who, turn))
 
 
 def entry_path(root: Path, key: bytes) -> Path:
-    """Where the entry of ``key`` lies."""
+    """Return the path of the entry of ``key``."""
     digest = entry_digest(key)
     return root / "entries" / digest[:2] / digest[2:]
 
 
 def record_path(root: Path, key: bytes) -> Path:
-    """Where its record lies."""
+    """Return the path of the record of ``key``."""
     digest = entry_digest(key)
     return root / "records" / digest[:2] / digest[2:]
 
 
 def staged(root: Path) -> list[str]:
-    """Names in the staging directory."""
+    """Return the names in the staging directory."""
     try:
         return sorted(path.name for path in (root / "tmp").iterdir())
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def staged(root: Path) -> list[str]:
 
 
 def assert_works(root: Path, **settings: object) -> None:
-    """A new store on ``root`` writes, reads, replaces and removes; nothing staged is left by it."""
+    """Assert that a new store on ``root`` can write, read, replace and remove an entry."""
     store = FileStreamProgramCache(root, durability="none", **settings)  # type: ignore[arg-type]
     key = b"afterwards"
     for turn in (1, 2):
@@ -87,7 +87,7 @@ def assert_works(root: Path, **settings: object) -> None:
 
 
 def assert_within(root: Path, cap: int) -> None:
-    """After one more write, what lies in entries/ is within the cap, and each entry has its record."""
+    """Assert that after three more writes the entries fit within the cap."""
     store = FileStreamProgramCache(root, durability="none", max_size_bytes=cap)
     for turn in range(3):
         assert publish(store, b"settle %d" % turn, 0, turn)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A crowd of writers and readers on one cache directory, run by path: ``faults_worker.py ROOT '{"writers": 4, ...}'``.
+"""Concurrent writers and readers on one cache directory: ``faults_worker.py ROOT '{"writers": 4, ...}'``.
 
-One interpreter forks them all. It prints "ready" when each has done its first turn, stops them at an end of file on
-its standard input, and exits with 0 if none met a wrong value, an exception, a warning or counters that don't add up.
+One interpreter forks all of them. It prints "ready" when each has done its first turn and stops them at an end of file
+on standard input. It exits with 0 if none met a wrong value, an exception, a warning or inconsistent counters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cuda_progcache.store import FileStreamProgramCache  # noqa: E402
 
 
 def crowd(root: str, settings: dict) -> int:
-    """Fork the workers, wait for the word, collect their exit codes."""
+    """Fork the workers, wait for the end of standard input, and return the highest exit code."""
     keys = [b"key%d" % i for i in range(settings.get("keys", 6))]
     stop_read, stop_write = os.pipe()
     ready_read, ready_write = os.pipe()
@@ -47,7 +47,7 @@ def crowd(root: str, settings: dict) -> int:
         children.append(child)
     os.close(ready_write)
     for _ in kinds:
-        os.read(ready_read, 1)  # end of file if all died
+        os.read(ready_read, 1)  # end of file if every worker died
     print("ready", *children, flush=True)
     sys.stdin.read()
     os.close(stop_write)
@@ -55,7 +55,7 @@ def crowd(root: str, settings: dict) -> int:
 
 
 def work(root: str, settings: dict, *, write: bool, who: int, keys: list[bytes], stop: int, ready: int) -> None:
-    """Turns until the stop pipe closes; asserts what holds at every moment, and counters at the end."""
+    """Read and write until the stop pipe closes; check every value, and the counters at the end."""
     if not settings.get("drops"):
         warnings.simplefilter("error")
     else:
@@ -63,7 +63,7 @@ def work(root: str, settings: dict, *, write: bool, who: int, keys: list[bytes],
     pick = random.Random(who)
     made, lookups, hits, drops, turn = [], 0, 0, 0, 0
     while True:
-        if turn % 20 == 0:  # opening goes on beside everything else
+        if turn % 20 == 0:  # stores are also opened while the others are in use
             store = FileStreamProgramCache(root, durability=settings.get("durability", "none"),
                                            max_size_bytes=settings.get("cap"))  # fmt: skip
             made.append(store)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clocks that jump: time stamps of the future, and a clock that is set back."""
+"""Clocks that jump: time stamps in the future, and a clock that is set back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3600.0
 
 
 class Clock:
-    """The clock of this process, off by so many seconds."""
+    """This process's clock, shifted by ``off`` seconds."""
 
     def __init__(self, monkeypatch):
         real, real_ns = time.time, time.time_ns
@@ -46,7 +46,7 @@ def stamp(path, off):
 
 
 def test_entries_of_the_future_do_not_stay_for_ever(root):
-    """A machine whose clock was years ahead has filled the cache: it goes on being one."""
+    """Entries written by a machine whose clock was years ahead are evicted like any others."""
     store = make(root)
     for i in range(10):
         store[b"future %d" % i] = b"x" * 1000
@@ -99,7 +99,7 @@ def test_the_order_of_uses_outlives_a_jump(root, clock, off):
 
 @pytest.mark.parametrize("off", [-10 * YEAR, -HOUR, HOUR, 10 * YEAR])
 def test_lookups_and_writes_at_another_time(root, clock, off):
-    """Verified files stay right whatever the clock says; listing gives times that are no later than now."""
+    """Lookups stay correct when the clock jumps, and no listed entry was last used in the future."""
     store = make(root, 100_000)
     publish(store, b"k", 1, 1)
     settle()
@@ -121,7 +121,7 @@ def test_lookups_and_writes_at_another_time(root, clock, off):
 
 @pytest.mark.parametrize("off", [-10 * YEAR, -HOUR / 2, HOUR / 2, 10 * YEAR])
 def test_a_live_writers_file_is_not_reclaimed_for_its_age(root, off):
-    """Where its owner can be asked, age says nothing; a dead one's goes, however young."""
+    """A staging file is kept while its owner lives, whatever its age; a dead owner's is removed, however young."""
     make(root)
     me = current_owner()
     mine, dead = root / "tmp" / f"{me}-9", root / "tmp" / f"{me._replace(start=me.start + 1)}-9"
@@ -134,7 +134,7 @@ def test_a_live_writers_file_is_not_reclaimed_for_its_age(root, off):
 
 @pytest.mark.parametrize("lost", ["before the record", "before the entry"])
 def test_a_put_survives_the_loss_of_its_staging_file(root, monkeypatch, lost):
-    """Another machine, whose clock is a day ahead, takes it for litter."""
+    """A machine whose clock is a day ahead can remove a staging file in use because it looks abandoned."""
     from cuda_progcache.store import pairs
 
     store = make(root)
@@ -156,7 +156,7 @@ def test_a_put_survives_the_loss_of_its_staging_file(root, monkeypatch, lost):
 
 
 def test_old_records_without_an_entry_are_litter_whatever_jumps(root, clock):
-    """And a record whose entry comes in a moment is written again if it was taken for one."""
+    """A record that is removed as abandoned just before its entry arrives is written again."""
     store = make(root, 100_000)
     publish(store, b"orphan", 1, 1)
     entry_path(root, b"orphan").unlink()

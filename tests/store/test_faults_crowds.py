@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crowds of processes on one directory: murdered, cleared under, on a full disk, forked out of busy threads."""
+"""Many processes on one directory that are killed, cleared, run out of disk space, or fork out of busy threads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def root(tmp_path):
 
 @contextlib.contextmanager
 def crowd(root, **settings):
-    """A running crowd; at the end of the block it is stopped, and must be content."""
+    """Run a crowd during the block; afterwards stop it and assert that it found no errors."""
     process = subprocess.Popen(
         [sys.executable, str(WORKER), str(root), json.dumps({"writers": 4, "readers": 4, **settings})],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -52,7 +52,7 @@ def crowd(root, **settings):
 
 
 def test_eight_writers_and_eight_readers_on_three_keys(root):
-    """Every value read was written whole under that key, with its own record; counters add up in every process."""
+    """Every value read is whole, belongs to its key and has its own record; every process's counters add up."""
     with crowd(root, writers=8, readers=8, keys=3):
         time.sleep(1.5)
     assert staged(root) == []
@@ -66,7 +66,7 @@ def test_eight_writers_and_eight_readers_on_three_keys(root):
 @pytest.mark.parametrize("how", ["rm -rf", "clear"])
 @pytest.mark.parametrize("cap", [None, 60_000])
 def test_removal_in_a_loop_under_writers_and_readers(root, how, cap):
-    """No write is lost (each is either there or removed), none raises, and none of the stores opened meanwhile."""
+    """No write is lost (each is stored, then perhaps removed), and no operation raises, in any of the open stores."""
     removals = 0
     cleaner = FileStreamProgramCache(root)
     with crowd(root, cap=cap):
@@ -85,7 +85,7 @@ def test_removal_in_a_loop_under_writers_and_readers(root, how, cap):
 @pytest.mark.parametrize("cap", [None, 100_000])
 @pytest.mark.parametrize("own", [False, True], ids=["same keys", "different keys"])
 def test_writers_killed_in_a_loop(root, cap, own):
-    """Whatever kill -9 leaves: no wrong value, no exception, staging reclaimed, the size cap holds afterwards."""
+    """After kill -9 no value is wrong, nothing raises, staging files are removed, and the size cap holds."""
     pick = random.Random(7)
     keys = [b"own-%d-%d" % (who, i) for who in range(3) for i in range(40)] if own else [b"key%d" % i for i in range(6)]
     found = 0
@@ -99,7 +99,7 @@ def test_writers_killed_in_a_loop(root, cap, own):
         with worker:
             said = worker.stdout.readline().split()
             time.sleep(pick.uniform(0.05, 0.25))
-            for pid in [int(pid) for pid in said[1:]]:  # one by one: the others go on for a moment
+            for pid in [int(pid) for pid in said[1:]]:  # one by one, so that the others go on for a moment
                 os.kill(pid, signal.SIGKILL)
             os.killpg(worker.pid, signal.SIGKILL)
         store = FileStreamProgramCache(root, max_size_bytes=cap)
@@ -129,7 +129,7 @@ def fill(filler):
 @needs_root
 @pytest.mark.parametrize("cap", [None, 10_000_000])
 def test_a_disk_filled_to_the_last_byte_under_a_crowd(tmp_path, cap):
-    """Writes are dropped, reads are right, nothing staged stays; with room again all is well."""
+    """On a full disk writes are dropped, reads are right and no staging file is left; free space heals it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k,mode=0700", "tmpfs", str(disk)], check=True)
@@ -146,7 +146,7 @@ def test_a_disk_filled_to_the_last_byte_under_a_crowd(tmp_path, cap):
         store = FileStreamProgramCache(root)
         with pytest.warns(RuntimeWarning, match="No space left") as caught:
             stored = []
-            while True in stored[-3:] or len(stored) < 3:  # a put may find room where a shorter ledger has made it
+            while True in stored[-3:] or len(stored) < 3:  # a put may fit after the ledger was shortened
                 fill(filler)
                 stored.append(store.publish(b"full %d" % len(stored), b"x" * 9000, {}))
                 assert len(stored) < 30, stored
@@ -166,7 +166,7 @@ def test_a_disk_filled_to_the_last_byte_under_a_crowd(tmp_path, cap):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forks_out_of_eight_busy_threads(root):
-    """Threads make stores, read, write, evict, damage and clear; each child works at once and is never stuck."""
+    """Threads create stores, read, write, evict and clear; each forked child can use the stores right away."""
     store = FileStreamProgramCache(root, durability="none", max_size_bytes=80_000)
     publish(store, b"k", 0, 1)
     stop, errors = threading.Event(), []
@@ -181,7 +181,7 @@ def test_forks_out_of_eight_busy_threads(root):
                 publish(store if who % 2 else mine, key, who, turn)
                 check_lookups(store, key)
                 if turn % 10 == who:
-                    mine = FileStreamProgramCache(root, durability="none")  # a new lock while a fork looks at all
+                    mine = FileStreamProgramCache(root, durability="none")  # a new lock during a fork
                     len(mine)
                 if turn % 50 == 10 + who:
                     mine.clear()

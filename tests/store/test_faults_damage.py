@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anything in the place of anything: lookups are right or a miss, nothing raises or hangs, and the next put heals."""
+"""Arbitrary damage: lookups return the right value or miss, nothing raises or hangs, and the next write heals it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AS_ROOT = os.geteuid() == 0
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))  # no writers here to be patient with
+    monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))  # no writers to wait for in these tests
     root = tmp_path / "cache"
     store = FileStreamProgramCache(root, durability="none")
     for key in (KEY, OTHER):
@@ -61,7 +61,7 @@ def link_loop(path):
 
 
 def link_elsewhere(path):
-    """To a whole copy of what lay there, outside of the cache."""
+    """Link to a copy, outside the cache, of what was at ``path``."""
     elsewhere = Path(os.environ["FAULTS_ELSEWHERE"])
     path.symlink_to(elsewhere)
 
@@ -115,7 +115,7 @@ def put_instead(path, make, tmp_path, monkeypatch):
 
 
 def walk_through(store):
-    """Everything that a store can be asked: nothing raises or warns, and what is written is read."""
+    """Call every operation of a store: none raises or warns, and what is written can be read."""
     check_lookups(store, KEY)
     check_lookups(store, OTHER)
     assert store.get(b"never written") is None
@@ -156,7 +156,7 @@ def test_instead(root, tmp_path, monkeypatch, place, make):
 
 @pytest.mark.parametrize("seen_before", [False, True], ids=["fresh", "verified before"])
 def test_bits_flipped_anywhere_in_an_entry_or_a_record(root, seen_before):
-    """At 120 random places each. In a record some are harmless (its time, say): then what is given is still right."""
+    """Bits are flipped at 120 random places each. Some do no harm in a record (in its time, say): the hit is right."""
     pick = random.Random(5)
     store = FileStreamProgramCache(root, durability="none")
     misses = 0
@@ -192,7 +192,7 @@ def test_truncated_anywhere(root):
 @pytest.mark.parametrize("of", [entry_path, record_path], ids=["entry", "record"])
 @pytest.mark.parametrize("size", [1 << 33, 1 << 43], ids=["8 GB", "8 TB"])
 def test_grown_beyond_memory(root, of, size):
-    """A file system that lost its mind, or `truncate -s`: never read whole before it is known to be ours."""
+    """A file that was extended far beyond its size (``truncate -s``) isn't read whole before its length is checked."""
     store = FileStreamProgramCache(root, durability="none")
     os.truncate(of(root, KEY), size)
     assert check_lookups(store, KEY) == 0
@@ -218,7 +218,7 @@ def test_swapped_with_another_keys(root, tmp_path, of):
         one.rename(parked)
         other.rename(one)
         parked.rename(other)
-    if of != (record_path,):  # else the entries that it has verified are still what they were
+    if of != (record_path,):  # after a swap of the records alone, the verified entries are still unchanged
         assert check_lookups(store, KEY) == check_lookups(store, OTHER) == 0
     fresh = FileStreamProgramCache(root)
     assert check_lookups(fresh, KEY) == check_lookups(fresh, OTHER) == 0
@@ -228,7 +228,7 @@ def test_swapped_with_another_keys(root, tmp_path, of):
 
 
 def test_two_names_of_one_file(root):
-    """A hard link from one key's entry to another's, and in-place writes through it."""
+    """The entry of one key is a hard link to the entry of another."""
     store = FileStreamProgramCache(root, durability="none")
     entry_path(root, OTHER).unlink()
     os.link(entry_path(root, KEY), entry_path(root, OTHER))
@@ -269,8 +269,8 @@ def test_a_record_whose_head_makes_no_sense(root, head):
 
 
 def test_foreign_names_everywhere(root, monkeypatch):
-    """Names that aren't ours are left alone and harm nothing, in every directory of the tree."""
-    monkeypatch.setattr(verification, "_PATIENCE", 0.1)  # one is like that of a file this process is writing
+    """Files with foreign names, in every directory of the tree, are left alone and do no harm."""
+    monkeypatch.setattr(verification, "_PATIENCE", 0.1)  # one name looks like a file that this process is writing
     me = current_owner()
     huge = f"{me.host}-{me.boot}-{'9' * 60}-1-0"
     names = ["x", "x" * 255, "zz", "\n", "\udcff", "A" * 62, "0" * 62, "-", "a-b-1-2-3", huge, f"{me}-x", ".hidden"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks and forks: many threads make locks and fork at once, and no child finds one locked."""
+"""Locks and forks: while many threads create locks and fork, no child finds a lock held."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 
 def fork_and_lock(locks):
-    """Exit code of a child that takes every lock."""
+    """Fork a child that acquires every lock; return its exit code."""
     child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -33,7 +33,7 @@ def fork_and_lock(locks):
 
 
 def run(*targets):
-    """Run targets in threads until the first ones are done; their exceptions."""
+    """Run the targets in threads until all are done; return the exceptions they raised."""
     stop, errors = threading.Event(), []
 
     def guarded(target):
@@ -92,7 +92,7 @@ def test_two_threads_fork_at_once():
 
 
 def test_a_fork_by_the_holder_of_a_lock():
-    """Out of a signal handler that interrupted it, say."""
+    """The fork may happen in a signal handler that interrupted the holder."""
     lock = ForkSafeLock()
     with lock:
         assert fork_and_lock([lock]) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every system call of every operation fails, with each errno in turn: never an exception, never a wrong value."""
+"""Every system call of every operation fails, with several errnos: no wrong value and no unexpected exception."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ IN_TURN = ("ENOENT", "ESTALE", "ENOSPC", "EDQUOT", "EMFILE", "EROFS", "ENOMEM", 
 def root(monkeypatch):
     monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))
     monkeypatch.setattr("cuda_progcache.store.pairs.time.sleep", lambda _: None)
-    monkeypatch.setattr(files, "CLOCK_TICK_NS", -1)  # the same calls each time, however quickly they follow a write
+    monkeypatch.setattr(files, "CLOCK_TICK_NS", -1)  # the same calls each time, however soon after a write
     memory = (
         "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    )  # thousands of small trees: no need to wait for a disk
+    )  # thousands of small trees: kept in memory to save time
     with tempfile.TemporaryDirectory(dir=memory) as directory:
         yield Path(directory) / "cache"
 
 
 def prepare(root, how):
-    """A store with three of four keys; ``how`` is how the operation finds it."""
+    """Return a store with three of the four keys (or none if "empty"), in the state that ``how`` names."""
     shutil.rmtree(root, ignore_errors=True)
     if how == "empty":
         return FileStreamProgramCache(root, durability="full", max_size_bytes=CAP)
@@ -55,7 +55,7 @@ def prepare(root, how):
     for who, key in enumerate(KEYS[:3]):
         publish(writer, key, who, 2)
     for path in (entry_path(root, KEYS[0]), record_path(root, KEYS[0])):
-        os.utime(path, (10**9, 10**9))  # old: remembered as verified, its use worth writing down
+        os.utime(path, (10**9, 10**9))  # old, so that the entry is remembered as verified and its next use is recorded
     if how == "damaged":
         os.truncate(entry_path(root, KEYS[0]), 10)
     if how == "blocked":
@@ -141,7 +141,7 @@ OPERATIONS = {
 
 @pytest.fixture(scope="module")
 def tried():
-    """The places whose calls have failed with each of the errors."""
+    """The call stacks whose calls have already failed with each of the errors."""
     return set()
 
 
@@ -151,11 +151,11 @@ def error(name):
 
 
 def check_afterwards(root, store, *, tidy):
-    """No wrong value, in this process or another; and the store works again."""
+    """Assert that neither this store nor a new one returns a wrong value, and that the store works again."""
     for each in (store, FileStreamProgramCache(root, durability="none")):
         for key in KEYS:
             data = each.get(key)
-            if data is None or data == value(KEYS[0], 7, 7):  # assigned: without a record
+            if data is None or data == value(KEYS[0], 7, 7):  # written by assignment, without a record
                 continue
             check_lookups(each, key)
     assert staged(root) == [] or not tidy
@@ -171,7 +171,7 @@ def check_afterwards(root, store, *, tidy):
 @pytest.mark.parametrize("mode", ["once", "from then on", "after the fact"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_each_call_fails(root, watchdog, operation, mode, tried):
-    """With three errors where the same lines have not made the call in an operation before; else with one of them."""
+    """A call fails with three errors the first time that the same lines make it, and with one of them after that."""
     operate, how = operation
     with injected(str(root)) as injector:
         store = prepare(root, how)
@@ -181,7 +181,7 @@ def test_each_call_fails(root, watchdog, operation, mode, tried):
         assert len(clean) == len(places) > 0
         for number, (call, place) in enumerate(zip(clean, places, strict=True)):
             if mode != "once" and number % 3:
-                continue  # each call fails by itself above; of these, a third
+                continue  # "once" fails every call; the other modes fail a third of them
             watchdog()
             if mode == "after the fact" and call.split()[0] not in CHANGES:
                 continue
@@ -195,7 +195,7 @@ def test_each_call_fails(root, watchdog, operation, mode, tried):
                 try:
                     operate(store)
                     injector.disarm()
-                    # A staging file that can't be removed is left; reclaimed when this process is no more.
+                    # A staging file that can't be removed stays until this process has ended.
                     check_afterwards(
                         root, store, tidy=mode != "from then on" and "unlink" not in injector.calls[number]
                     )
@@ -213,7 +213,7 @@ def errors(mode, number, *, known):
     return ("EIO",) if mode == "after the fact" else (turn,)
 
 
-# Windows: another process has the file open just now
+# Windows: another process has the file open
 
 
 def sharing_violation(path):
@@ -235,7 +235,7 @@ RETRIED = ("open entries", "open records", "replace tmp", "unlink entries", "unl
     "operation", ["get, fresh", "get, warm", "put, a new key", "put, replacing", "put, evicting", "delete"]
 )
 def test_a_sharing_violation_that_passes_is_not_noticed(root, watchdog, windows, operation):
-    """Each open, rename and unlink of an entry or record is busy three times."""
+    """Each open, rename and unlink of an entry or record fails three times."""
     operate, how = OPERATIONS[operation]
     with injected(str(root)) as injector:
         store = prepare(root, how)
@@ -263,7 +263,7 @@ def counted(store):
 @pytest.mark.filterwarnings("ignore:.*(program|evict).*:RuntimeWarning")
 @pytest.mark.parametrize("call", RETRIED)
 def test_a_sharing_violation_that_stays(root, watchdog, windows, call):
-    """A put is dropped, a read is a miss, an unlink is left for later; nothing raises but what may."""
+    """A put is dropped, a read is a miss, an unlink is left for later, and no unexpected exception is raised."""
     with injected(str(root)) as injector:
         for operate, how in OPERATIONS.values():
             store = prepare(root, how)
@@ -277,11 +277,11 @@ def test_a_sharing_violation_that_stays(root, watchdog, windows, call):
             check_afterwards(root, store, tidy=call != "replace tmp")
 
 
-# Reads and writes that do a part, and a process without descriptors
+# Partial reads and writes, and a process without free descriptors
 
 
 def test_short_reads_and_writes(tmp_path, monkeypatch):
-    """As a signal, a pipe-like file system or 2 GiB make them; an account that can't be written costs a put no more."""
+    """Transfers may be partial, as for files over 2 GiB; a ledger that can't be written adds no surveys to a put."""
     most = 1000
     surveys = []
     real_survey = pairs.survey
@@ -303,7 +303,7 @@ def test_short_reads_and_writes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("left", range(4))
 def test_no_more_descriptors(tmp_path, left):
-    """A real limit: reads are misses, writes are dropped with one warning; with descriptors again, all is well."""
+    """With no free descriptors reads are misses and writes are dropped with a warning; later everything works again."""
     root = tmp_path / "cache"
     store = FileStreamProgramCache(root, durability="full", max_size_bytes=100_000)
     for key in KEYS[:3]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A power cut: what a disk holds at a moment is what a later mount finds. A real ext4, on a file, by a loop device.
+"""Power cuts, on a real ext4 in a loop-mounted file: what the disk holds at that moment is what a later mount finds.
 
-The image is copied while it is mounted and dirty, without a sync: the copy has what had reached the "platter" then.
+The image is copied while it is mounted and dirty, without a sync, so the copy holds what had reached the disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def mounted(image, at, options="loop"):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Makes an empty file system; gives its image."""
+    """A function that creates an empty file system and returns its image."""
     image = tmp_path / "disk.img"
 
     def make(*features):
@@ -58,7 +58,7 @@ def disk(tmp_path):
 
 
 def cut(image, to):
-    """The image as it is now, and a file system on it that is whole again."""
+    """Copy the image as it is now, and repair the copy with e2fsck."""
     subprocess.run(["cp", "--sparse=always", str(image), str(to)], check=True)
     checked = subprocess.run(["e2fsck", "-f", "-y", str(to)], capture_output=True, text=True, check=False)
     assert checked.returncode in {0, 1}, checked.stdout + checked.stderr  # 1: errors corrected
@@ -72,7 +72,7 @@ JOURNAL = {"journal": ("-J", "size=1"), "no journal": ("-O", "^has_journal")}
 @pytest.mark.parametrize("durability", ["full", "fsync", "none"])
 @pytest.mark.parametrize("features", JOURNAL.values(), ids=JOURNAL)
 def test_after_a_power_cut(tmp_path, disk, durability, features):
-    """With "full", every write that was acknowledged is there; with all, what is there is right."""
+    """With "full", every acknowledged write is there; with any durability, what is there is right."""
     image = disk(*features)
     acknowledged = {}
     keys = [b"key%d" % i for i in range(24)]
@@ -105,7 +105,7 @@ def test_after_a_power_cut(tmp_path, disk, durability, features):
 
 
 def test_full_durability_syncs_every_name_it_makes(tmp_path, monkeypatch):
-    """What no simulated disk here shows: a new directory's own name has to be synced where that name lies."""
+    """A new directory's name must be synced in its parent; the power cuts simulated in this file don't show that."""
     events = []
     real = {name: getattr(os, name) for name in ("mkdir", "replace", "open", "fsync", "close")}
     opened = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several users on one directory, and directories that turn read-only. Real user ids and mounts; needs root."""
+"""Several users on one directory, and directories that turn read-only; with real user ids and mounts, as root."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ ANNA, BERT, GROUP = 20001, 20002, 20000
 
 @pytest.fixture
 def place():
-    """A directory that others may enter; pytest's own are closed to them, at every level."""
+    """A temporary directory that other users can enter; pytest's own are closed to them at every level."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
 
 
 def as_user(user, action, *, umask=0o022, group=GROUP, groups=()):
-    """Run ``action`` in a child with that user id; fails with the child's traceback."""
+    """Run ``action`` in a child process as ``user``; fail with the child's traceback."""
     start_as_user(user, action, umask=umask, group=group, groups=groups)()
 
 
 def start_as_user(user, action, *, umask=0o022, group=GROUP, groups=()):
-    """Begin that, and give what waits for the end."""
+    """Start ``action`` as :func:`as_user` does; return a function that waits for its end."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -83,7 +83,7 @@ def shared_place(place, mode):
 
 @pytest.mark.parametrize("cap", [None, 50_000])
 def test_a_shared_setgid_directory(place, cap):
-    """Two users with umask 002: each opens, reads, replaces, removes, evicts and clears what the other wrote."""
+    """Two users with umask 002 can open, read, replace, remove, evict and clear each other's entries."""
     root = shared_place(place, 0o2770)
     keys = [b"key%d" % i for i in range(4)]
 
@@ -120,7 +120,7 @@ def test_a_shared_setgid_directory(place, cap):
     as_user(BERT, lambda: work(2, 5, 0), umask=0o002)
 
 
-#: Anna and Bert have groups of their own and one in common; Carla is a stranger.
+#: Anna and Bert each have their own group and share one. Carla is in neither.
 CARLA = 20003
 ANNA_IN_GROUP = {"group": ANNA, "groups": [GROUP]}
 BERT_IN_GROUP = {"group": BERT, "groups": [GROUP]}
@@ -130,7 +130,7 @@ BERT_IN_GROUP = {"group": BERT, "groups": [GROUP]}
 @pytest.mark.parametrize("bits", [0o770, 0o2770, 0o2775])
 @pytest.mark.parametrize("owner", [0, ANNA])
 def test_a_directory_that_its_mode_says_a_group_shares(place, owner, bits, cap):
-    """Without ``shared=True``, with the umask that everyone has: all of it works for both, and for nobody else."""
+    """Both group members can do everything, without ``shared=True`` and with the usual umask; strangers can't write."""
     root = shared_place(place, bits)
     os.chown(root, owner, GROUP)
     root.chmod(bits)
@@ -167,7 +167,7 @@ def test_a_directory_that_its_mode_says_a_group_shares(place, owner, bits, cap):
         if owner != 0:
             with pytest.raises(UnsafeRootError, match=f"user id {owner}"):
                 FileStreamProgramCache(root)
-        elif bits & 0o005:  # root's, as a cache of the machine's is: read, not written
+        elif bits & 0o005:  # root owns it, as a machine-wide cache: strangers can read but not write
             store = FileStreamProgramCache(root)
             assert sum(check_lookups(store, key) for key in keys) == 8
             with pytest.warns(ProgCacheWarning, match="Permission denied"):
@@ -188,7 +188,7 @@ def test_a_directory_that_its_mode_says_a_group_shares(place, owner, bits, cap):
 
 @pytest.mark.parametrize("bits", [0o770, 0o2770])
 def test_two_users_fill_a_shared_directory_at_once(place, bits):
-    """Neither meets a directory that the other has made and not yet opened to the group."""
+    """Neither user meets a directory that the other has created but not yet opened to the group."""
     root = shared_place(place, bits)
     as_user(ANNA, lambda: FileStreamProgramCache(root), **ANNA_IN_GROUP)
 
@@ -216,7 +216,7 @@ def _all_hit(root, count):
 
 @pytest.mark.parametrize("owner", [0, ANNA])
 def test_a_directory_that_everyone_can_write_to_is_refused(place, owner):
-    """Unless it is setgid; sticky is what /tmp is."""
+    """A directory that everyone can write to is refused unless it is setgid; sticky (as /tmp is) isn't enough."""
     root = shared_place(place, 0o777)
     os.chown(root, owner, GROUP)
 
@@ -250,7 +250,7 @@ def test_a_setgid_directory_that_everyone_can_write_to_is_shared_with_everyone(p
 
 
 def test_a_default_directory_that_another_user_fills(place, monkeypatch):
-    """Root's, and readable: its programs are hits, those compiled now are kept in memory, with one warning."""
+    """If root owns a readable default directory, its entries are hits; new ones stay in memory, with one warning."""
     root = shared_place(place, 0o755)
     writer = FileStreamProgramCache(root, shared=True)
     assert publish(writer, b"k", 1, 1)
@@ -284,7 +284,7 @@ def test_a_default_directory_that_another_user_fills(place, monkeypatch):
 
 
 def test_the_umask_of_another_user(place):
-    """077 and 022 shut the others out of what that user makes: a miss and a dropped write, one warning, no error."""
+    """Umask 077, 022 or 027 shuts other users out of new files: they get misses, dropped writes and a warning."""
     root = shared_place(place, 0o2770)
     keys = [b"key%d" % i for i in range(6)]
     as_user(ANNA, lambda: FileStreamProgramCache(root, shared=True), umask=0o002)
@@ -330,7 +330,7 @@ def test_a_private_directory_of_another_user_is_refused(place):
         assert str(root) in str(excinfo.value)
 
     as_user(BERT, lambda: refused(UnsafeRootError))
-    os.chmod(root, 0o755)  # Anna lets others read: still hers, and what lies there runs on Bert's GPU
+    os.chmod(root, 0o755)  # others may read, but Anna owns it, and her entries would run on Bert's GPU
     as_user(BERT, lambda: refused(UnsafeRootError))
     os.chmod(root, 0o777)
     as_user(ANNA, lambda: refused(UnsafeRootError))
@@ -345,14 +345,14 @@ def test_a_private_directory_of_another_user_is_refused(place):
 
 
 def test_a_sticky_directory_like_tmp(place):
-    """A shared root with mode 1777: nobody removes or swaps another's staging file; it is left, and harms nobody."""
+    """In a shared root of mode 1777 nobody can remove another user's staging file; it is left and does no harm."""
     root = shared_place(place, 0o1777)
     as_user(ANNA, lambda: publish(FileStreamProgramCache(root, shared=True), b"k", 1, 1), umask=0)
     assert stat.S_IMODE((root / "tmp").stat().st_mode) == 0o1777
     foreign = root / "tmp" / "000000000000-000000000000-1-1-1"
     foreign.write_bytes(b"x" * 100)
     os.chown(foreign, ANNA, GROUP)
-    os.utime(foreign, (0, 0))  # nobody's, and old: litter, if one may
+    os.utime(foreign, (0, 0))  # old and without a live owner, so it is removed by whoever may
 
     def bert():
         store = FileStreamProgramCache(root, shared=True, max_size_bytes=10_000)
@@ -381,7 +381,7 @@ def tmpfs(at):
 
 
 def refuses_writes(store, code):
-    """Reads go on as before; writes and removals do nothing, with one warning in all; a strict store raises."""
+    """Assert that reads still work and writes do nothing, with one warning in all; a strict store raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -436,7 +436,7 @@ def test_a_read_only_bind_mount(tmp_path, cap):
 
 @pytest.mark.parametrize("cap", [None, 30_000])
 def test_a_file_system_that_turns_read_only_and_back(tmp_path, cap):
-    """As ext4 does at its first error."""
+    """ext4 remounts itself read-only at its first error."""
     with tmpfs(tmp_path / "disk") as root:
         store = FileStreamProgramCache(root, max_size_bytes=cap)
         assert publish(store, b"k", 1, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles: the same entries give the same bytes, and nothing but a whole bundle is taken in."""
+"""Bundles: the same entries give the same bytes, and only a whole, valid bundle is imported."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_no_lookup_is_counted(cache, bundle, tmp_path):
     assert cache.stats().hits == 0
 
 
-# What is refused
+# Bundles that are refused
 
 
 def members(path):
@@ -163,7 +163,7 @@ def members(path):
 
 
 def rebuild(path, items, *, kind=tarfile.USTAR_FORMAT, index=True):
-    """Write the members again; with an index that fits them, so that it isn't what gives them away."""
+    """Write the members to a new bundle, with a matching index unless ``index`` is False."""
     files = {}
     with tarfile.open(path, "w", format=kind) as tar:
         for member, given in items:
@@ -186,11 +186,11 @@ NAME = f"entries/ab/{DIGEST[2:]}"
 
 
 def refused(tmp_path, path, match):
-    """Nothing was imported, nothing was written anywhere, and the error says which file and why."""
+    """Assert that importing ``path`` raises an error that names the file and the reason, and writes nothing."""
     root = tmp_path / "target" / "cache"
     cache = opened(root)
     cache["mine"] = b"mine"
-    gc.collect()  # store objects of the turns before write their counters down
+    gc.collect()  # earlier store objects write their counters when they are collected
     cache.close()
     before = sorted(str(p) for p in (tmp_path / "target").rglob("*"))
     with pytest.raises(BundleError, match=match) as excinfo:
@@ -249,7 +249,7 @@ def test_files_after_the_index(tmp_path, bundle):
 
 
 def test_pax_headers(tmp_path, bundle):
-    """They could give another size or name than the header that is checked."""
+    """PAX headers could override the size or name in the header that is checked."""
     items = members(bundle)
     items[0][0].pax_headers = {"comment": "packed anew"}
     rebuild(tmp_path / "b", items, kind=tarfile.PAX_FORMAT)
@@ -303,7 +303,7 @@ def test_a_damaged_index(tmp_path, bundle, index):
 
 
 def test_a_file_without_the_checksum_of_the_index(tmp_path, bundle):
-    """A header manifest has no other."""
+    """A header manifest has no checksum except the one in the index."""
     items = members(bundle)
     items.insert(-1, extra(NAME.replace("entries", "manifests"), b'{"format":1,"sets":[1]}'))
     rebuild(tmp_path / "whole", items)
@@ -323,7 +323,7 @@ def test_cut_anywhere(tmp_path, bundle):
 
 
 def test_a_byte_anywhere(tmp_path, bundle):
-    """Refused, or (in the padding and the parts of a header that say nothing) of no consequence."""
+    """A flipped byte is refused, or has no effect (in padding or in unused parts of a header)."""
     data = bundle.read_bytes()
     whole = contents_of_import(tmp_path, bundle)
     outcomes = set()
@@ -425,7 +425,7 @@ SOURCE = '#include <cuda_fp16.h>\nextern "C" __global__ void b(__half* a) { *a =
 
 
 def test_header_manifests_travel_without_stamps_of_files(tmp_path):
-    """They say nothing on another machine; and a set isn't doubled where it has some."""
+    """File stamps mean nothing on another machine, so exports omit them; importing a known set doesn't duplicate it."""
     cache, other = opened(tmp_path / "cache"), opened(tmp_path / "other")
     cache.publish("a", b"1", {})
     plain = {"entry": entry_digest("a"), "source": "s"}
@@ -440,7 +440,7 @@ def test_header_manifests_travel_without_stamps_of_files(tmp_path):
     new = opened(tmp_path / "new")
     new.import_(tmp_path / "b")
     assert json.loads((new.path / there).read_text())["sets"] == [plain]
-    # Of a version that exported them.
+    # A bundle written by a version that exported stamps.
     with open(tmp_path / "b", "wb") as file:
         version = Version.of(b"1", b"{}", 1.0)
         write(file, [(entry_digest("a"), b"1", version)], lambda _: [(DIGEST, (cache.path / there).read_bytes())])

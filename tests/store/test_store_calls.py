@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lookups and writes ask of the file system, call by call, and of memory: what they cost, on any machine."""
+"""The cost of lookups and writes: file system calls, counted one by one, and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cuda_progcache.store import FileStreamProgramCache, entry_digest
 
 @pytest.fixture
 def calls(tmp_path):
-    """Gives the calls on the store's directory that an action makes."""
+    """A function that runs an action and returns the calls it makes on the store's directory."""
     root = str(tmp_path / "cache")
     with injected(root) as injector:
 
@@ -34,12 +34,12 @@ PUT = ["open tmp", *CREATE, "open records", *CREATE, "replace tmp", "lstat recor
 
 
 def but_questions(calls):
-    """Without those whether a store with a size cap keeps an account here."""
+    """Return the calls without those that check whether a store with a size cap keeps a ledger."""
     return [call for call in calls if call != "access"]
 
 
 def in_one_shard(count):
-    """Keys whose digests begin alike."""
+    """Return ``count`` keys whose digests begin with the same two characters."""
     first = entry_digest(b"0")[:2]
     keys = (b"%d" % i for i in range(100_000))
     return [key for key in keys if entry_digest(key).startswith(first)][:count]
@@ -77,7 +77,7 @@ def test_a_warm_hit_opens_one_file(tmp_path, calls, cap):
 
 @pytest.mark.parametrize("cap", [None, 100_000])
 def test_the_first_hit_of_a_process_opens_two(tmp_path, calls, cap):
-    """Also under a size cap, where another process has just written the use down."""
+    """A size cap adds no calls if another process has just recorded the use."""
     writer = FileStreamProgramCache(tmp_path / "cache", max_size_bytes=100_000)
     assert writer.publish(b"k", b"v", {"n": 1})
     settle()
@@ -100,7 +100,7 @@ LARGE = 24_000_000
 
 
 def peak(action):
-    """Bytes that Python held at most, above what it held before."""
+    """Return the peak of the memory that Python allocates during the action, in bytes."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -121,7 +121,7 @@ def test_a_large_entry_is_held_once(tmp_path, cap):
 
 
 def test_a_large_damaged_entry_is_held_once(tmp_path):
-    """It is looked at again before it is called damaged."""
+    """The entry is read again before it is declared damaged."""
     store = FileStreamProgramCache(tmp_path / "cache", durability="none")
     store[b"k"] = bytes(LARGE)
     digest = entry_digest(b"k")
@@ -133,7 +133,7 @@ def test_a_large_damaged_entry_is_held_once(tmp_path):
 
 
 def test_a_read_that_comes_in_parts_is_held_once(tmp_path, monkeypatch):
-    """As of a file of more than 2 GiB; the whole of it, and what it grew by meanwhile."""
+    """Reads of more than 2 GiB come in parts; the result includes what the file grew by meanwhile."""
     path = tmp_path / "file"
     data = os.urandom(LARGE)
     path.write_bytes(data + b"more")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size cap under several writers: how far the directory grows, and that it settles within the cap."""
+"""The size cap under several writers: the directory's peak size, and that it settles within the cap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cuda_progcache.store import FileStreamProgramCache
 
 DEADLINE = 120
 
-#: argv: root, settings. Says "ready", waits for a line, writes, and says how many it wrote.
+#: argv: root, settings. Prints "ready", waits for a line, writes, and prints how many entries it stored.
 WRITER = """
 import json, os, random, sys
 from cuda_progcache.store import FileStreamProgramCache
@@ -53,7 +53,7 @@ def start(root, **settings):
 
 
 def on_disk(root):
-    """Bytes under ``entries`` and ``tmp``, as they are while writers rename and remove."""
+    """Return the bytes under ``entries`` and ``tmp`` while writers rename and remove files there."""
     total = 0
     for folder in ("entries", "tmp"):
         for path in (root / folder).rglob("*"):
@@ -65,7 +65,7 @@ def on_disk(root):
 
 
 def run(root, writers):
-    """Let them write at once; gives the most that was seen on disk."""
+    """Let the writers run at once; return the peak number of bytes on disk."""
     peak = 0
     for writer in writers:
         writer.stdin.write("go\n")
@@ -93,7 +93,7 @@ def root(tmp_path):
     ids=["own keys", "same keys", "removals", "small"],
 )
 def test_eight_writers_stay_near_the_cap_and_settle_within_it(root, settings):
-    """No write follows: whoever wrote last has seen to it, and knows the size to the byte."""
+    """No write follows: the last writer has enforced the cap, and the ledger holds the exact size."""
     cap = 75 * settings.get("largest", 8000)
     peak = run(root, [start(root, who=who, cap=cap, **settings) for who in range(8)])
     assert peak <= 1.3 * cap
@@ -112,7 +112,7 @@ def test_a_cap_that_was_lowered_is_kept_by_all(root):
 
 
 def test_writers_without_a_cap_beside_one_that_has_it(root):
-    """What they write is in the account from the moment somebody keeps one."""
+    """Uncapped writers record their writes in the ledger as soon as there is one."""
     free = [start(root, who=who, turns=40) for who in range(3)]
     run(root, [*free, start(root, who=9, cap=200_000, turns=100)])
     store = FileStreamProgramCache(root, durability="none", max_size_bytes=200_000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums and first few of a store, without reading every record."""
+"""``census`` and ``first``: sums over a store and its first few entries, without reading every record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The digests whose record was read."""
+    """The digests whose records were read."""
     seen, real = [], judge.glance
 
     def glance(root, digest):
@@ -126,7 +126,7 @@ def test_the_first_in_an_order(cache, by, count):
 
 
 def test_the_last_created_are_found_among_imported_ones(cache, tmp_path):
-    """An imported entry is as old as its record says, however young its file is."""
+    """The creation time of an imported entry comes from its record, not from its file."""
     other = FileStreamProgramCache(tmp_path / "other", durability="none")
     for number in range(20):
         other._put(entry_digest(b"%d" % number), b"x", b"{}", time.time() - 1000 + number)
@@ -139,7 +139,7 @@ def test_the_last_created_are_found_among_imported_ones(cache, tmp_path):
 @pytest.mark.parametrize("by", ORDERS)
 def test_the_first_few_read_few_records(cache, read, by):
     now = time.time()
-    for number in range(300):  # the first is the last that was used and created
+    for number in range(300):  # entry 0 is the last used and the last created
         cache._put(entry_digest(b"%d" % number), bytes(number), b"{}", now - 10 * number)
         path = cache.info(entry_digest(b"%d" % number)).path
         os.utime(path, (now - 10 * number, now - 10 * number))
@@ -160,7 +160,7 @@ def test_every_store_gives_its_first(cache, tmp_path):
 
 
 def test_of_the_last_created_few_shards_are_looked_at(cache, monkeypatch):
-    """Whoever copies a cache over another sets the times of its directories back, but for the one nobody can set."""
+    """Copying a cache over another sets back the modification times of directories, but not their change times."""
     monkeypatch.setattr(maintenance, "_SLACK", 0.02)
     keys = [b"%d" % i for i in range(30)]
     for key in keys:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a record says of a compile: whatever is published, each field has its own type."""
+"""The record of a compile: every field has its declared type, whatever was published."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ junk = st.recursive(
 
 
 def properties(of: object) -> dict[str, Any]:
-    """Its public properties with what they give."""
+    """Return the public properties of an object and their values."""
     names = [name for name in dir(type(of)) if not name.startswith("_")]
     return {name: value for name in names if not inspect.ismethod(value := getattr(of, name))}
 
 
 def has_type(value: object, wanted: Any) -> bool:
-    """Whether a value is of an annotation, through all its levels."""
+    """Return whether a value matches an annotation, at every level."""
     from collections.abc import Mapping
     from types import UnionType
     from typing import get_args, get_origin
@@ -88,13 +88,13 @@ hints = functools.cache(lambda of: get_type_hints(of, SCOPE))
 
 
 def hint(name):
-    """What a property of a record is annotated with."""
+    """Return the annotated type of a record's property."""
     made = inspect.getattr_static(CompileRecord, name)
     return hints(made.fget if isinstance(made, property) else made._make)["return"]
 
 
 def check(record):
-    """That each field is of its type, and that every text can be encoded."""
+    """Assert that each field has its type and that all text can be encoded; return the fields."""
     about = CompileRecord(record)
     found = properties(about)
     for name, value in found.items():
@@ -148,7 +148,7 @@ def test_each_field_has_its_type_whatever_is_published(record):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_junk_anywhere_in_a_good_record_is_left_out(data):
-    """A value of it, at any depth, replaced: the fields beside it are as they were."""
+    """Replacing any value, at any depth, leaves the other fields unchanged."""
     record = json.loads(json.dumps(WHOLE))
     field = data.draw(st.sampled_from(list(WHOLE)))
     place, at = record, field
@@ -189,13 +189,13 @@ def test_a_store_gives_a_record_back_as_it_was_published(record):
 
 
 def packages():
-    """The package's modules, by path, as syntax."""
+    """Return the syntax trees of the package's modules, by path."""
     root = Path(cuda_progcache.__file__).parent
     return {path.relative_to(root).as_posix(): ast.parse(path.read_text("utf-8")) for path in root.rglob("*.py")}
 
 
 def is_record(node):
-    """Whether an expression is a raw record: ``record``, ``x.record``, ``x.record()``."""
+    """Return whether an expression is a raw record: ``record``, ``x.record``, ``x.record()``."""
     if isinstance(node, ast.Call):
         node = node.func
     return isinstance(node, ast.Name | ast.Attribute) and "record" in {
@@ -205,7 +205,7 @@ def is_record(node):
 
 
 def fields_read(tree):
-    """Where a field is read off a raw record: ``record["name"]``, ``record.get("name")``."""
+    """Yield the lines that read a field of a raw record: ``record["name"]``, ``record.get("name")``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
             of, field = node.value, node.slice
@@ -223,26 +223,26 @@ def fields_read(tree):
 
 
 def records_taken(tree):
-    """Where somebody takes the raw record of something, ``x.record``."""
+    """Yield the lines that take the raw record of an object, ``x.record``."""
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        # Not a method of one's own, nor the module of recordings'.
+        # Exclude an object's own method and the ``recording`` module.
         others = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in {"self", "recording"}
         if others and node.attr == "record" and id(node) not in called:
             yield node.lineno
 
 
-#: Who takes a record as it was published, apart from the stores: to give it on whole.
+#: The modules, besides the stores, that take a record as it was published, to pass it on whole.
 WHOLE_RECORDS = {
     "cli/entries.py",  # show --json prints it
-    "compile/lookup.py",  # with the log as this caller spells it
-    "provenance/programs.py",  # a call that is transferred into another store takes it along
-    "service/described.py",  # with what the binary says
+    "compile/lookup.py",  # with the log in the caller's spelling
+    "provenance/programs.py",  # transferring a call to another store includes its record
+    "service/described.py",  # adds what the binary says
 }
 
 
 def test_nothing_else_reads_fields_off_a_record():
-    """Whoever wants one takes ``about``, where each has its type; the contract of stores reads back what it wrote."""
+    """Other modules use ``about``, which gives each field its type; only the store contract reads what it wrote."""
     code = "a = x.record['name']; b = record.get('name'); c = v.record().get('name'); record['name'] = entry.record"
     assert len(list(fields_read(ast.parse(code)))) == 3
     assert len(list(records_taken(ast.parse(code)))) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every store promises (``cuda_progcache.testing``), asked of ours; who breaks it is found out."""
+"""The contracts in ``cuda_progcache.testing``: all stores keep them, and a store that breaks one fails its tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestInMemory(CappedStoreContract):
 
 
 class TestStack(RecordStoreContract):
-    """Memory that forgets, a disk, and a layer that is only read."""
+    """A bounded memory store above a disk store and a read-only layer."""
 
     @pytest.fixture
     def make(self, tmp_path):
@@ -49,7 +49,7 @@ def stack_at(directory):
 
 
 class TestReadOnly(RecordStoreContract):
-    """A directory that another store writes."""
+    """A directory that another store writes to."""
 
     @pytest.fixture
     def writer(self, tmp_path):
@@ -61,7 +61,7 @@ class TestReadOnly(RecordStoreContract):
 
 
 class TestReadOnlyView(RecordStoreContract):
-    """A view of a store that can be written."""
+    """A read-only view of a writable store."""
 
     @pytest.fixture
     def writer(self):
@@ -73,7 +73,7 @@ class TestReadOnlyView(RecordStoreContract):
 
 
 class TestFallback(CappedStoreContract):
-    """The memory behind a default root that can't be made keeps the same promises."""
+    """The memory fallback for a default root that can't be created."""
 
     @pytest.fixture
     def make(self, tmp_path, monkeypatch):
@@ -118,12 +118,12 @@ class StackMachine(FileStreamMachine):
 TestInMemoryMachine = InMemoryMachine.TestCase
 TestFileStreamMachine = FileStreamMachine.TestCase
 TestStackMachine = StackMachine.TestCase
-# The rules are the same; each of these runs tries another part of them.
+# The rules are the same, but each run generates other examples.
 for _machine in (InMemoryMachine, FileStreamMachine, StackMachine):
     _machine.TestCase.settings = settings(StoreMachine.TestCase.settings, max_examples=14)
 
 
-# A store of one's own
+# A user-defined store
 
 OWN = """
     import pytest

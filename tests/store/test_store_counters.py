@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters that survive processes: nothing is lost but with a kill, and nothing is counted twice."""
+"""Counters that survive processes: only a kill loses counts, and nothing is counted twice."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_writes_write_the_counters_down_now_and_then(path, monkeypatch):
 @pytest.mark.parametrize("lookup", ["get", "load"])
 @pytest.mark.parametrize("key", [b"a", b"none"])
 def test_lookups_write_the_counters_down_now_and_then(path, monkeypatch, lookup, key):
-    """A process that only reads, and never ends, is seen."""
+    """The counters of a process that only reads, and never ends, are written as well."""
     with opened(path) as cache:
         cache[b"a"] = b"1"
     reader = opened(path)
@@ -141,7 +141,7 @@ def spans(path):
 
 
 def test_counts_are_told_by_the_hour_then_by_the_day_then_as_one(path, monkeypatch):
-    """What was written down each hour for three months, by however many rewritings of the file."""
+    """Counts of three months are kept by the hour, then by the day, then as one sum, through all rewrites."""
     monkeypatch.setattr(append_log, "LONG", 20_000)
     day = 86400 * 20_000
     for hour in range(0, 24 * 90, 5):
@@ -184,7 +184,7 @@ def test_counts_of_a_version_that_knew_no_hours_are_the_oldest(path):
 
 def test_exit_writes_them_down(path):
     python(USE, path)
-    python(USE + "import atexit; cache = None", path)  # collected before the end
+    python(USE + "import atexit; cache = None", path)  # collected before the process ends
     python(USE + "raise SystemExit(3)", path, code=3)
     assert on_disk(path) == Totals(hits=9, misses=3, stored=3)
 
@@ -209,7 +209,7 @@ def test_the_file_stays_short_and_the_sum_exact(path):
 
 @pytest.mark.parametrize("what", ["one name", "two names"])
 def test_threads_that_open_use_and_drop_stores(path, what):
-    """On one directory, by one name or by two (a symlink): each lookup counts once."""
+    """Each lookup counts once, whether the directory is opened by one name or by two (one of them a symlink)."""
     opened(path).close()
     other = path.with_name("other")
     other.symlink_to(path)
@@ -280,7 +280,7 @@ def _look(path, times):
     cache = opened(path)
     for _ in range(times):
         cache.get(b"a")
-    _kept.append(cache)  # until the end of the process
+    _kept.append(cache)  # kept until the process ends
 
 
 _kept = []
@@ -289,7 +289,7 @@ _kept = []
 @forks
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_multiprocessing_write_them_down_at_their_end(path, method):
-    """They end by os._exit, and run no atexit handler."""
+    """The workers end with os._exit, which runs no atexit handlers."""
     with opened(path) as cache:
         cache[b"a"] = b"1"
     script = f"""
@@ -333,7 +333,7 @@ def test_a_worker_forked_with_an_open_store(path):
 
 
 def test_a_writer_that_comes_between_a_renaming_and_its_closing_writes_once(path):
-    """Else its line could come into a later file, which no longer knows that it was counted."""
+    """Otherwise its line could be appended to a later file, which doesn't know that the line was already counted."""
     opened(path).close()
     root = Root(str(path), shared=False)
     root.open()
@@ -344,7 +344,7 @@ def test_a_writer_that_comes_between_a_renaming_and_its_closing_writes_once(path
     def slowly(*args, **kwargs):
         place(*args, **kwargs)
         placed.set()
-        time.sleep(0.05)  # then the old file is closed
+        time.sleep(0.05)  # the old file is closed only after this
 
     root.place = slowly
 
@@ -367,12 +367,12 @@ def test_a_writer_that_comes_between_a_renaming_and_its_closing_writes_once(path
     assert writer.add(Totals(hits=1))
     threads[0].join()
     lines = writer._lines((path / _Log.NAME).read_bytes()[24:])
-    assert [line[0] for line in lines].count(_COUNTED) == 1  # the sum; the writer's own line isn't there again
+    assert [line[0] for line in lines].count(_COUNTED) == 1  # the sum; the writer's own line isn't repeated
     assert on_disk(path) == Totals(hits=2)
 
 
 def test_eight_processes_that_come_and_go(path):
-    """Each writes down often, the file is written anew often; the sum is exact all along."""
+    """Each process writes its counters often and the file is rewritten often; the sum is exact at all times."""
     script = """
 import random, sys
 from cuda_progcache.store import append_log
@@ -403,7 +403,7 @@ for _ in range(6):
 @pytest.mark.parametrize("stops", ["encode", "_is"])
 @pytest.mark.parametrize("rewritings", [1, 2, 3, 5])
 def test_a_writer_that_stops_before_its_line_or_after_it_counts_once(path, monkeypatch, rewritings, stops):
-    """Others write the file anew meanwhile, once or often: it is in their sums, or it isn't."""
+    """Other stores rewrite the file meanwhile, once or several times; the line counts once even so."""
     monkeypatch.setattr(append_log, "LONG", 1000)
     other, headers = opened(path), set()
 
@@ -431,7 +431,7 @@ def test_a_writer_that_stops_before_its_line_or_after_it_counts_once(path, monke
 
 
 def test_a_reader_beside_writers_sees_every_count(path, monkeypatch):
-    """The sum never drops while the file is written anew."""
+    """The sum never drops while the file is rewritten."""
     monkeypatch.setattr(append_log, "LONG", 1000)
     with opened(path) as cache:
         for i in range(5):

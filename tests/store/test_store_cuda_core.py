@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our stores under cuda.core: whichever is imported first, and never imported by us."""
+"""Our stores under cuda.core, whichever is imported first; a store never imports cuda.core."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_abc():
 
 
 class Minimal(ProgramCacheResource):
-    """A user's own store: the five abstract methods."""
+    """A user-defined store with only the five abstract methods."""
 
     def __init__(self):
         self.kept = {}
@@ -182,7 +182,7 @@ def test_an_object_code_is_stored_as_its_bytes(tmp_path, kind):
 
 
 def test_the_same_names_as_cuda_core(tmp_path):
-    """What a program can do with cuda.core's stores it can do with ours, with the same outcome."""
+    """Every operation of cuda.core's stores has the same outcome with ours."""
     import cuda.core.utils as theirs
 
     pairs = [
@@ -222,7 +222,7 @@ def test_the_same_names_as_cuda_core(tmp_path):
 
 
 def test_records_survive_pickling_of_what_is_read(tmp_path):
-    """Entry and EntryInfo cross process borders in prewarm."""
+    """prewarm sends Entry and EntryInfo between processes."""
     store = FileStreamProgramCache(tmp_path / "cache")
     store.publish(b"k", b"v", {"n": [1]})
     assert pickle.loads(pickle.dumps(store.load(b"k"))) == (b"v", {"n": [1]})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A wrong byte is never a hit: damage of every kind, on a real disk, is a miss, counted, and healed by a write."""
+"""A damaged file is never a hit: every kind of damage is a miss, is counted, and is healed by the next write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def store(root, monkeypatch):
-    monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))  # no writers here to be patient with
+    monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))  # no writers to wait for in these tests
     store = FileStreamProgramCache(root, durability="none")
     store.publish(KEY, DATA, RECORD)
     return store
@@ -71,7 +71,7 @@ def link_to_copy(path):
 
 
 def swapped(root, path_of):
-    """Another entry's (or record's) file in the place of this one."""
+    """Replace this key's entry (or record) with a copy of another key's."""
     other = FileStreamProgramCache(root, durability="none")
     other.publish(b"other", DATA[::-1], {"name": "other"})
     shutil.copyfile(path_of(root, b"other"), path_of(root))
@@ -191,7 +191,7 @@ def test_delete_takes_the_record_along(root, store):
 
 
 def test_what_is_replaced_at_every_look_is_not_called_damaged(root, store, monkeypatch):
-    """Never a fit, never the same twice: a miss, and nobody's file is moved."""
+    """An entry that changes between any two reads is a miss, and isn't moved to quarantine."""
     flip(entry(root), 3)
     from cuda_progcache.store import judge
 
@@ -237,7 +237,7 @@ def test_bytes_replaced_in_place_with_the_old_time_stamp(root, store):
 
 
 def test_a_change_right_after_a_read_is_seen(root, store):
-    for i in range(30):  # within one tick of the file system's clock, where a time stamp may not move
+    for i in range(30):  # within one tick of the file system's clock, in which a time stamp may not change
         value = b"%04d" % i * 100
         store[KEY] = value
         assert store.get(KEY) == value
@@ -247,7 +247,7 @@ def test_a_change_right_after_a_read_is_seen(root, store):
 
 @pytest.mark.parametrize(("age", "remembered"), [(-60, False), (-3600, False), (1, True)])
 def test_a_file_changed_just_now_is_verified_but_not_remembered(root, store, age, remembered):
-    """On a file system with a coarse clock its next change could bear the same time stamp."""
+    """On a file system with a coarse clock, the next change could get the same time stamp."""
     moment = time.time() - age
     os.utime(entry(root), (moment, moment))
     settle()
@@ -264,7 +264,7 @@ def test_a_warm_hit_reads_the_entry_alone(root, store, monkeypatch):
 
 
 def test_reading_an_uncapped_store_writes_nothing(root, store):
-    """But for the counters, every few seconds."""
+    """Only the counters are written, every few seconds."""
     settle()
 
     def state():
@@ -272,7 +272,7 @@ def test_reading_an_uncapped_store_writes_nothing(root, store):
             path: (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns, path.lstat().st_ino) for path in root.rglob("*")
         }
 
-    os.utime(entry(root), (1, entry(root).stat().st_mtime))  # an access long ago, worth a bump if there were a cap
+    os.utime(entry(root), (1, entry(root).stat().st_mtime))  # long ago: with a cap, a hit would update it
     before = state()
     for _ in range(3):
         assert store.get(KEY) == DATA
@@ -296,7 +296,7 @@ def test_the_quarantine_is_bounded_and_cleared(root, store):
 
 
 def test_a_fresh_publish_is_never_quarantined(root, store, monkeypatch):
-    """A writer replaces the damaged entry between a reader's look at it and the reader's verdict."""
+    """A writer replaces the damaged entry after a reader has read it and before the reader moves it away."""
     flip(entry(root), 3)
     writer = FileStreamProgramCache(root, durability="none")
     take_away = removal.take_away
@@ -311,7 +311,7 @@ def test_a_fresh_publish_is_never_quarantined(root, store, monkeypatch):
 
 
 def test_a_reader_between_the_two_renames_gets_the_old_bytes(root, store, monkeypatch):
-    """The record is in place, its entry is not yet: what is replaced is still a hit, with its own record."""
+    """While the new record is in place and the new entry isn't, the old entry is still a hit with its own record."""
     writer = FileStreamProgramCache(root, durability="none")
     seen = []
 
@@ -340,7 +340,7 @@ def test_a_crash_at_either_rename_is_a_miss_or_the_old_entry(root, store, monkey
     monkeypatch.setattr("cuda_progcache.store.pairs.replace", crash)
     monkeypatch.setattr("cuda_progcache._util.files.replace", crash)
     if first and crash_at == "records":
-        store.publish(key, b"new", {})  # a new record is made in place: nothing to crash at
+        store.publish(key, b"new", {})  # a new record is created in place, without a rename that could fail
     else:
         with pytest.raises(RuntimeError, match="crash"):
             store.publish(key, b"new", {})
@@ -354,7 +354,7 @@ def test_a_crash_at_either_rename_is_a_miss_or_the_old_entry(root, store, monkey
 
 @pytest.mark.parametrize("age", [0.0, 3.0], ids=["young", "old"])
 def test_a_reader_is_patient_with_young_files_alone(root, monkeypatch, age):
-    """Record of B in place, its entry not yet, and A's entry not vouched for: two writers, half way."""
+    """Only the record of B and the entry of A are in place, as when two writers are half done."""
     store = FileStreamProgramCache(root, durability="none")
     store.publish(KEY, b"A", {"by": "A"})
     entry_of_a = entry(root).read_bytes()
@@ -376,7 +376,7 @@ def test_a_reader_is_patient_with_young_files_alone(root, monkeypatch, age):
 
 
 def test_two_writers_whose_renames_interleave_leave_a_hit(root, store, monkeypatch):
-    """Record of A, record of B, entry of B, entry of A: no lasting mismatch."""
+    """The order is: record of A, record of B, entry of B, entry of A. No mismatch is left."""
     other = FileStreamProgramCache(root, durability="none")
     interleaved = []
 
@@ -396,7 +396,7 @@ def test_two_writers_whose_renames_interleave_leave_a_hit(root, store, monkeypat
 
 
 def test_a_record_lost_between_the_renames_is_written_again(root, store, monkeypatch):
-    """clear() beside a put: it takes the record that just arrived, before the entry does."""
+    """A concurrent clear() removes the new record before its entry arrives."""
 
     cleared = []
 

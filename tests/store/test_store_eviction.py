@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size cap: which entries go, what a pass costs, and what it must not touch."""
+"""The size cap: which entries are evicted, what a pass costs, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_more_passes_where_the_store_is_far_over_its_cap():
 def test_a_time_stamp_from_the_future_counts_as_now():
     ages = [NOW + 10**15, NOW - 1, NOW - 2]
     assert chosen(candidates(3, last_used=ages.__getitem__), 20) == [2, 1]
-    # clamped, it is the youngest no more than another of now: order of listing decides, not the wrong clock
+    # clamped to now, it is no younger than an entry used now: the order of listing decides, not the wrong clock
     ages = [NOW + 10**15, NOW, NOW - 2]
     assert chosen(candidates(3, last_used=ages.__getitem__), 20) == [2, 0]
 
@@ -85,7 +85,7 @@ def test_a_time_stamp_from_the_future_counts_as_now():
         (NOW - 5, NOW - 10, False),
         (NOW - USE_RESOLUTION_NS - 1, NOW - 2 * USE_RESOLUTION_NS, True),
         (NOW - USE_RESOLUTION_NS, NOW - 2 * USE_RESOLUTION_NS, False),
-        (NOW + 10**12, NOW - 10, True),  # the future is put right
+        (NOW + 10**12, NOW - 10, True),  # a time in the future is corrected
     ],
 )
 def test_when_a_use_is_written_down(last_used, written, due):
@@ -198,7 +198,7 @@ def test_entries_that_vanish_are_credited(root):
 
 @pytest.fixture
 def looked(monkeypatch):
-    """Entries that scans have looked at, by call."""
+    """The number of entries that each survey has looked at."""
     seen = []
     real = pairs.survey
 
@@ -226,7 +226,7 @@ def test_a_scan_is_paid_for_by_many_puts(root, looked):
 
 
 def fill(root, count, size=10):
-    """Entries as a store writes them, without its fuss."""
+    """Write entries as a store does, but faster; return their digests, the oldest first."""
     data, now = b"x" * size, time.time()
     made = []
     for i in range(count):
@@ -245,7 +245,7 @@ def fill(root, count, size=10):
 
 @pytest.fixture
 def large(monkeypatch):
-    """How many entries make a store that is sampled; fewer than where nobody is testing."""
+    """Lower the thresholds for sampling, and return a number of entries above them."""
     monkeypatch.setattr(eviction, "EXACT_STORE", 500)
     monkeypatch.setattr(eviction, "SAMPLE", 250)
     monkeypatch.setattr(size_cap, "COUNT_SLICE", 100)
@@ -314,7 +314,7 @@ def test_pins_that_exceed_the_cap_are_told_once_and_do_not_stop_writes(root, loo
         small[b"more"] = b"2" * 100
     del looked[:]
     for i in range(20):
-        small[f"more {i}"] = b"2" * 100  # no second warning: it would be an error here
+        small[f"more {i}"] = b"2" * 100  # a second warning would fail the test
     assert sum(looked) < 20 * 64, "a pass that finds nothing isn't run again by the next put"
     assert all(store.get(str(i)) for i in range(90))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that packages bring: declared by entry points, found by the default cache, and whatever is wrong with them."""
+"""Layers in installed packages: declared by entry points, used by the default cache, and checked before use."""
 
 import sys
 
@@ -11,7 +11,7 @@ from cuda_progcache.store import layers
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder of packages on ``sys.path``; gives what installs one with a layer there."""
+    """A folder of packages on ``sys.path``; the value is a function that installs a package with a layer there."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder), str(tmp_path / "absent"), __file__])

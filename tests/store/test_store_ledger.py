@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The account of a store that processes share: it adds up, and whatever happens to its file it is soon right again."""
+"""The ledger of entries and bytes that processes share: it adds up, and recovers from any damage to its file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def root(tmp_path):
 
 
 def counted(root, entries=0, size=0):
-    """A ledger that knows every shard."""
+    """Return a ledger in which every shard is counted as ``entries`` entries of ``size`` bytes."""
     ledger = Ledger(root)
     ledger.count([(shard, entries, size) for shard in range(SHARDS)], ledger.mark())
     return ledger
 
 
 def move(ledger, *changes):
-    """An operation that nothing comes between."""
+    """Record changes, with no other operation in between."""
     ledger.end(ledger.begin([shard for shard, _, _ in changes]), changes)
 
 
@@ -74,7 +74,7 @@ def test_what_is_announced_counts_until_it_is_done(root):
 
 
 def test_two_operations_on_a_shard_at_a_time_leave_a_doubt_until_a_count(root):
-    """Of one key, perhaps: both saw the same entry before."""
+    """The two operations may be on one key and have seen the same entry."""
     one, other = counted(root), Ledger(root)
     first, second = one.begin([5], 100), other.begin([5], 200)
     apart = other.begin([6], 50)
@@ -123,7 +123,7 @@ def test_an_operation_that_does_not_end_is_given_up(root, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: now + module.GIVE_UP_AFTER + 1)
     assert other.doubtful() == [5]
     assert other.size == 0
-    one.end(killed, [(5, 1, 100)])  # it was slow, not dead
+    one.end(killed, [(5, 1, 100)])  # the writer was slow, not dead
     hear(other)
     assert other.size == 0
     assert other.doubtful() == [5], "a count will find it"
@@ -181,7 +181,7 @@ def test_it_stays_short_and_nothing_gets_lost(root):
 
 @pytest.mark.parametrize("seen", ["handed on", "appended again"])
 def test_what_is_appended_while_it_is_shortened_is_not_lost(root, monkeypatch, seen):
-    """Before the renaming it is handed on; after it, whoever appends sees that the file is another one."""
+    """A line appended before the rename is carried over; a writer that appends after it notices and repeats it."""
     one, other = counted(root), Ledger(root)
     while os.path.getsize(path(root)) < LONG - 100:
         move(one, (0, 1, 10))
@@ -313,7 +313,7 @@ def test_what_another_thread_has_read_meanwhile_is_not_taken_twice(root, monkeyp
 
     def read(fd, size):
         calls.append(size)
-        if len(calls) == 2:  # after the header: the lines since the last look
+        if len(calls) == 2:  # after the header, the lines since the last read
             move(ledger, (1, 1, 10))
         return real(fd, size)
 
@@ -335,7 +335,7 @@ def test_threads_of_one_store_do_not_count_twice(root):
         thread.start()
     for thread in threads:
         thread.join(60)
-    # A shortening may come between a line and the look whether it came in time: then it is told twice, and in doubt.
+    # A rewrite can come between a line and the check that it arrived; the line is then repeated, its shard in doubt.
     ledger.count([(shard, 300, 3000) for shard in ledger.doubtful()], ledger.mark())
     assert (ledger.entries, ledger.size, ledger.doubts) == (1200, 12_000, 0)
 
@@ -393,7 +393,7 @@ def test_replacing_removing_and_long_records_are_accounted(store_path):
 
 
 def test_files_that_come_and_go_by_hand_are_found(store_path):
-    """A copied directory, an ``rm``: the account is told by nobody, and heals."""
+    """The ledger isn't told about files copied or removed by hand; later writes recount shards and correct it."""
     store = make(store_path, 10_000_000)
     for i in range(30):
         store[f"kept {i}"] = b"x" * 10

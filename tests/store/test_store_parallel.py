@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many small calls: alone where they are quick, with helpers where they wait."""
+"""``for_each``: quick calls stay in one thread; calls that wait get helper threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def slow(seconds=0.001):
 
 
 def test_quick_calls_stay_in_this_thread(monkeypatch):
-    monkeypatch.setattr(parallel, "_SLOW", 60)  # seconds: however long another process keeps the core
+    monkeypatch.setattr(parallel, "_SLOW", 60)  # seconds, so that no call looks slow on a busy machine
     threads = set()
     for_each(range(200), lambda _: threads.add(threading.current_thread()))
     assert threads == {threading.current_thread()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pin, unpin, pins, and what spares them: eviction, prune, clear where it is asked to."""
+"""pin, unpin and pins; pinned entries survive eviction, prune and, if asked, clear."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes on one directory: writers, readers, murder, rm -rf, forks."""
+"""Several processes on one directory: writers, readers, kills, removal of the directory, and forks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cuda_progcache.store import FileStreamProgramCache
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
-# Every value says which key it belongs to and proves that it is whole.
+# Every value names its key and carries its own checksum.
 COMMON = """
 import hashlib, os, random, sys, time, warnings
 from cuda_progcache.store import FileStreamProgramCache
@@ -100,7 +100,7 @@ print(lookups)
 
 
 def test_two_writers_and_a_reader(root, tmp_path):
-    """Whole, with its own record, always; and always there, where writers of one key take turns."""
+    """Every hit is whole and has its own record. A key that has one writer at a time is never missing."""
     done = tmp_path / "done"
     reader = start(READ, root, "none", done)
     assert reader.stdout.readline() == "ready\n"
@@ -159,7 +159,7 @@ def test_kill_in_the_middle_of_puts(root):
 
 
 def test_kill_in_the_middle_of_a_put_leaves_staging_files_that_are_reclaimed(root):
-    """As above, at the one moment that leaves the most behind, every time."""
+    """As above, but the writer is killed between staging and renaming, every time."""
     store = FileStreamProgramCache(root)
     store[b"key0"] = b"old"
     script = """
@@ -254,7 +254,7 @@ def test_two_capped_writers(root):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_while_other_threads_work(root):
-    """No lock is held across a fork: each child can look up, write and count at once."""
+    """No lock is held across a fork: each child can look up, write and count right away."""
     store = FileStreamProgramCache(root, durability="none", max_size_bytes=1_000_000)
     store[b"k"] = b"v"
     stop = threading.Event()
@@ -297,7 +297,7 @@ def test_a_fork_while_other_threads_work(root):
 
 
 def test_an_interrupted_put_leaves_nothing_staged(root):
-    """Ctrl-C between staging and rename."""
+    """A put is interrupted with Ctrl-C between staging and rename."""
     store = FileStreamProgramCache(root)
     from cuda_progcache.store import pairs
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``quarantine``: an entry that proved wrong is no hit any more, in any store."""
+"""``quarantine``: an entry that proved wrong is no longer a hit, in any store."""
 
 from __future__ import annotations
 

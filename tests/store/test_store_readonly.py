@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReadOnlyProgramCache: reads pass and leave no trace; writes are refused by name."""
+"""ReadOnlyProgramCache: reads leave no trace, and writes raise an error that names the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inner(tmp_path):
 
 
 def snapshot(root):
-    """Every file and directory with what a write would change."""
+    """Return the inode, size, times, mode and link count of every file and directory under ``root``."""
     found = {}
     for folder, _, names in os.walk(root):
         for path in [folder, *(os.path.join(folder, name) for name in names)]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A warm load reads the entry, looks at the record's status, and gives what a cold one would."""
+"""Warm loads: they read only the entry and the record's status, and return what a cold load returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def store(tmp_path):
 
 
 def warm(store, key, *published):
-    """Publish, load until the record is remembered, and give what a further load gives."""
+    """Publish, load until the record is remembered, and return the results of two loads."""
     assert store.publish(key, *published)
     settle()
     return store.load(key), store.load(key)
@@ -27,7 +27,7 @@ def warm(store, key, *published):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The files that are read through to the end and parsed."""
+    """The list of files that are read whole and parsed."""
     seen = []
     real = judge.read_regular
     monkeypatch.setattr(judge, "read_regular", lambda path, **given: (seen.append(path), real(path, **given))[1])
@@ -58,14 +58,14 @@ def test_callers_cannot_alter_what_is_remembered(store):
 def test_another_process_s_record_is_seen(store, tmp_path):
     warm(store, b"k", b"data", RECORD)
     other = FileStreamProgramCache(tmp_path / "cache", durability="none")
-    other.publish(b"k", b"data", {"n": 2})  # the same bytes: the entry's checksum stays
+    other.publish(b"k", b"data", {"n": 2})  # the same data, so the entry's checksum stays the same
     assert store.load(b"k") == (b"data", {"n": 2})
     other.publish(b"k", b"other data", {"n": 3})
     assert store.load(b"k") == (b"other data", {"n": 3})
 
 
 def test_the_record_of_a_version_goes_with_that_version(store):
-    """One sidecar vouches for two versions; the entry is exchanged under it, as between a writer's two renames."""
+    """A record file can cover two versions of an entry. The test restores the old entry, as between two renames."""
     warm(store, b"k", b"old", {"n": "old"})
     entry, _ = files(store, b"k")
     kept = entry.with_name("kept")

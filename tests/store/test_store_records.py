@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar format: golden bytes, and no damage that is taken for a record."""
+"""The format of record files: golden bytes, and no damage goes undetected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def version(data=b"data", record=None, created=1.5):
 
 
 def test_golden():
-    """The format on disk: a change here is a new FORMAT, or old caches are all misses."""
+    """The format on disk. A change needs a new FORMAT; otherwise every entry of an old cache is a miss."""
     sidecar = encode(DIGEST, [version(record={"name": "k"}), version(b"old")])
     assert sidecar.decode() == (
         '{"format":1,"digest":"abababababababababababababababababababababababababababababababab","versions":[\n'
@@ -62,7 +62,7 @@ def test_what_is_encoded_is_decoded(contents):
 
 @given(records, st.data())
 def test_no_damage_passes(record, data):
-    """A flipped byte or a cut: found at decoding, or it can't vouch for the bytes, or it is the record's checksum."""
+    """A flipped byte or a cut fails decoding, changes the version's length or checksum, or fails the record's check."""
     good = version(b"data", record)
     sidecar = encode(DIGEST, [good])
     if data.draw(st.booleans()):
@@ -135,13 +135,13 @@ def test_checksum_is_xxh3_128():
 
 
 def called_from(depth, function):
-    """Call a function from so many frames up."""
+    """Call a function from ``depth`` frames further up the stack."""
     return called_from(depth - 1, function) if depth else function()
 
 
 @pytest.mark.parametrize("levels", [3, 600, 900])
 def test_no_entry_is_damaged_since_its_reader_is_far_up_the_stack(tmp_path, levels):
-    """JSON is parsed recursively; near the end of the stack the reader has the RecursionError, not the entry."""
+    """JSON is parsed recursively; near the stack limit the reader gets a RecursionError, and no entry is damaged."""
     record = json.loads("{" + '"a":{' * levels + "}" * levels + "}")
     with FileStreamProgramCache(tmp_path / "cache") as cache:
         assert cache.publish(b"k", b"data", record)
@@ -159,4 +159,4 @@ def test_what_nests_too_deeply_to_be_written_is_no_record(tmp_path):
     with FileStreamProgramCache(tmp_path / "cache") as cache, pytest.raises(ValueError, match="nested too deeply"):
         cache.publish(b"k", b"data", deep)
     while deep:
-        deep = deep.popitem()[1]  # freeing it recurses, too
+        deep = deep.popitem()[1]  # level by level: freeing recurses, too

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a store lies, whom it trusts, and what it does where it can't write."""
+"""Cache roots: where they are, which permissions are accepted, and what happens when they can't be written."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def narrow_umask():
 
 @pytest.mark.parametrize("bits", [0o770, 0o775, 0o2770, 0o2775, 0o2755, 0o3770, 0o2777])
 def test_a_root_that_its_mode_says_a_group_shares(tmp_path, narrow_umask, bits):
-    """Entries follow the umask; directories are as open to the group as the root is."""
+    """Entries follow the umask; directories get the root's group permissions."""
     root = tmp_path / "cache"
     root.mkdir()
     root.chmod(bits)
@@ -107,7 +107,7 @@ def test_a_root_that_its_mode_says_a_group_shares(tmp_path, narrow_umask, bits):
 
 
 def test_a_private_root_below_a_setgid_directory(tmp_path, open_umask):
-    """Setgid is inherited: alone, where the group can't enter, it says nothing."""
+    """A directory inherits setgid from its parent. Without group permissions it doesn't make a root shared."""
     tmp_path.chmod(0o2755)
     root = tmp_path / "cache"
     store = FileStreamProgramCache(root)
@@ -152,7 +152,7 @@ def test_a_root_that_is_removed_and_made_private_stays_private(tmp_path, open_um
 
 
 def test_a_directory_left_in_staging_is_reclaimed(tmp_path):
-    """A shared root's directories are made there; their maker was killed."""
+    """A shared root's directories are created in tmp/; here their creator was killed."""
     root = tmp_path / "cache"
     FileStreamProgramCache(root)
     me = current_owner()
@@ -186,7 +186,7 @@ def test_only_the_root_itself_is_judged(tmp_path):
 
 
 def test_a_root_that_became_unsafe_is_not_written_again(tmp_path):
-    """rm -rf, and someone else makes the directory anew before the next write."""
+    """The root is removed, and another user creates it again before the next write."""
     root = tmp_path / "cache"
     store = FileStreamProgramCache(root)
     shutil.rmtree(root)
@@ -203,7 +203,7 @@ def test_a_root_that_became_unsafe_is_not_written_again(tmp_path):
 def test_the_default_root(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "chosen"))
     assert FileStreamProgramCache().path == tmp_path / "chosen"
-    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "other"))  # read when a store is made
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "other"))  # read when a store is created
     assert FileStreamProgramCache().path == tmp_path / "other"
     monkeypatch.delenv("CUDA_PROGCACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -255,7 +255,7 @@ def test_durability(tmp_path, monkeypatch, durability):
     files_synced = [status.st_size for status in synced if stat.S_ISREG(status.st_mode)]
     directories = [status for status in synced if stat.S_ISDIR(status.st_mode)]
     assert (5 in files_synced) == (durability != "none")
-    # "full": the two directories with the new names, and, the first time, entries/, records/, the root and its parent.
+    # "full" syncs the two directories with new names and, the first time, entries/, records/, the root and its parent.
     assert (len(files_synced), len(directories)) == {"fsync": (1, 0), "full": (2, 6), "none": (0, 0)}[durability]
     assert store[b"k"] == b"value"
 
@@ -280,7 +280,7 @@ def test_a_wrong_option_makes_nothing(tmp_path, monkeypatch, default, option, er
 
 @pytest.fixture
 def readable_tmp_path():
-    """pytest's own directories are closed to other users, at every level."""
+    """A temporary directory that other users can enter; pytest's own are closed to them at every level."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
@@ -341,7 +341,7 @@ def test_a_user_who_may_only_read(readable_tmp_path, staging, cap):
 
 @needs_root
 def test_a_full_disk(tmp_path):
-    """A real one: a write is dropped with one warning, or raises if asked; nothing staged stays, room heals it."""
+    """A full disk drops a write with one warning, or raises in strict mode. No staging file is left; space heals it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(disk)], check=True)
@@ -383,7 +383,7 @@ def test_a_full_disk(tmp_path):
 
 
 def reads_a_read_only_default(root):
-    """``CUDA_PROGCACHE_DIR`` holds "k" and can't be written: its hits are served, what is new is kept in memory."""
+    """Check a read-only ``CUDA_PROGCACHE_DIR`` that holds "k": its entries are hits, and new ones stay in memory."""
     with pytest.warns(ProgCacheWarning) as caught:
         store = FileStreamProgramCache()
         for _ in range(2):
@@ -474,7 +474,7 @@ def sharing_violation(winerror):
 def windows(monkeypatch):
     slept = []
     monkeypatch.setattr(files, "WINDOWS", True)
-    # This module's view of it alone: other threads, of single flights, sleep too.
+    # Patch only this module's name: other threads (of single flights) sleep too.
     monkeypatch.setattr(files, "time", SimpleNamespace(**(vars(time) | {"sleep": slept.append})))
     return slept
 
@@ -651,7 +651,7 @@ def test_staging_files_of_live_writers_count_towards_the_cap(tmp_path):
 
 
 def test_a_write_gives_up_in_the_end(tmp_path, monkeypatch):
-    """A tree that is removed faster than it can be made: an error, not an endless loop."""
+    """A write into a tree that keeps being removed ends with an error, not with an endless loop."""
     store = FileStreamProgramCache(tmp_path / "cache", strict=True)
     real = pairs.write_new
 
@@ -679,7 +679,7 @@ OTHER = 65534
 @needs_root
 @pytest.mark.parametrize("bits", [0o2770, 0o2777, 0o700])
 def test_files_of_other_rooms_are_as_open_as_the_entries(bits):
-    """Leases, manifests and histories of a root that users share serve them all."""
+    """Every user of a shared root can read and replace its leases, manifests and histories."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o711)
         root = os.path.join(folder, "cache")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rule each: the verdict, the account, the switches of a stack, what may raise, and what must not grow."""
+"""Single rules of the stores: the verdict on an entry, removal, the ledger, stacks, errors, and bounds on memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def on_disk(root, *trees):
     return sum(p.stat().st_size for tree in trees for p in (root / tree).rglob("*") if p.is_file())
 
 
-# One verdict
+# The verdict on an entry
 
 
 def test_an_entry_of_any_size_has_one_verdict(root, make, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_an_entry_of_any_size_has_one_verdict(root, make, tmp_path, monkeypatch)
     assert cache.export(tmp_path / "b.tar")[1:4:2] == (1, 0)
     assert cache.import_(tmp_path / "b.tar").present == 1
     assert [info.size for info in cache.entries()] == [5000]
-    paths(root, b"k")[0].write_bytes(b"y" * 6000)  # nobody vouches for it: not read
+    paths(root, b"k")[0].write_bytes(b"y" * 6000)  # no record vouches for it, so it isn't read
     assert make().get(b"k") is None
 
 
@@ -124,7 +124,7 @@ def test_a_time_stamp_in_whole_seconds_is_trusted_later(nanoseconds, age, settle
 
 
 def test_looking_is_no_use(root, make, tmp_path):
-    """Neither verify nor export nor a list makes an entry look as if it had been used."""
+    """verify, export, import and listings don't count as uses of an entry."""
     cache = make()
     for path in [cache.publish(b"k", b"v", {}) and p for p in paths(root, b"k")]:
         os.utime(path, ns=(10**18, 2 * 10**18 // 2 + 10**9))
@@ -163,7 +163,7 @@ def test_a_pin_that_returned_holds_against_a_prune_that_runs(make, monkeypatch):
         cache[b"%d" % i] = b"x"
     real, pinned, turn = removal.take_away, [], threading.Lock()
 
-    def late(root, digest, seen, **options):  # by several threads, where the machine is slow
+    def late(root, digest, seen, **options):  # called by several threads if the machine is slow
         with turn:
             if len(pinned) < 10:
                 pinned.append(other.pin(digest))
@@ -176,7 +176,7 @@ def test_a_pin_that_returned_holds_against_a_prune_that_runs(make, monkeypatch):
 
 
 def test_a_repair_beside_the_first_write_of_a_shard(make, monkeypatch):
-    """A directory made after the listing is no stranger."""
+    """A directory that is created after the listing isn't reported as foreign."""
     cache, writer = make(), make()
     cache[b"a"] = b"1"
     real = removal.foreign
@@ -222,7 +222,7 @@ def test_leases_of_dead_processes_go(root, make):
 
 
 def test_names_made_anew_after_anothers_clear_are_synced_again(root, monkeypatch):
-    """What is durable is a directory as it was, not its name."""
+    """A directory that was removed and created again needs a new sync."""
     from cuda_progcache.store import root as module
 
     synced, real = [], module.sync_directory
@@ -238,7 +238,7 @@ def test_names_made_anew_after_anothers_clear_are_synced_again(root, monkeypatch
     assert needed <= set(synced)
 
 
-# The account
+# The ledger
 
 
 def test_the_quarantine_is_within_the_cap(root, make):
@@ -343,7 +343,7 @@ def test_a_refusal_is_not_stored():
     stats = stack.stats()
     assert (stats.stored, [(level.stored, level.store_failed) for level in stats.levels]) == (0, [(0, 1), (0, 1)])
     alone = ProgramCacheStack((memory,))
-    alone[b"k"] = b"x" * 100  # refused, and nothing was in trouble
+    alone[b"k"] = b"x" * 100  # refused, but no level has failed
     assert (alone.stats().stored, alone.get(b"k")) == (0, None)
 
 
@@ -434,7 +434,7 @@ def test_each_subscription_ends_once_and_alone():
     assert len(heard) == 1
 
 
-# Where it lies, and what it may take
+# The cache directory and its default size cap
 
 
 def test_a_relative_xdg_directory_is_ignored(monkeypatch, tmp_path):
@@ -447,7 +447,7 @@ def test_without_a_home_programs_are_kept_in_memory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("CUDA_PROGCACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user id that the system doesn't know
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user id that is unknown to the system
     with pytest.warns(ProgCacheWarning, match="no home directory"):
         cache = FileStreamProgramCache()
     cache[b"k"] = b"v"
@@ -488,7 +488,7 @@ def test_a_set_uid_program_sees_what_its_effective_user_may(root, make):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-# What may raise
+# Errors of writes
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -521,7 +521,7 @@ def test_a_disk_in_trouble(make, monkeypatch, strict):
 
 
 def test_a_value_is_in_no_frame_that_raises(make, monkeypatch):
-    """The repr of cuda.core's ObjectCode deadlocks without a driver, and tools print the locals of frames."""
+    """The repr of cuda.core's ObjectCode deadlocks without a driver, and debugging tools print the locals of frames."""
     value = memoryview(b"stands for it")
     cache = make(strict=True)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
@@ -536,7 +536,7 @@ def test_a_value_is_in_no_frame_that_raises(make, monkeypatch):
     assert not [frame for frame in frames if any(held is value for held in frame.f_locals.values())]
 
 
-# What must not grow, and what must not be swallowed
+# Bounds on memory, and errors in helper threads
 
 
 def test_long_keys_are_not_kept(make):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of operations on one key, in orders of their calls that can matter; ``ci.schedules`` tries all of them."""
+"""Pairs of operations on one key, in a sample of the orders of their calls; ``ci.schedules`` tries all that matter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ci.schedules.scenarios import (
     walk,
 )
 
-#: What differs from these in its bytes alone is left to the command.
+#: Pairs that differ from these only in the bytes they write are left to ``ci.schedules``.
 CORE = [names for names in PAIRS if not {"put again", "put other", "import"} & set(names)]
 AT_MOST = 30
 
@@ -65,7 +65,7 @@ def test_three_at_random(simulation):
 
 
 def test_a_removal_that_looks_first_and_unlinks_in_place_is_found_out(simulation, monkeypatch):
-    """The explorer sees what it is for: check, then act."""
+    """The explorer finds the race in a check that is followed by a separate change."""
     from cuda_progcache.store import file_stream, removal
 
     def careless(root, digest, seen, **_):
@@ -83,7 +83,7 @@ def test_a_removal_that_looks_first_and_unlinks_in_place_is_found_out(simulation
 
 
 def test_it_counts_each_class_of_schedules_once(simulation):
-    """Actors that share nothing have one; of two looks and two changes of one name, the looks may change places."""
+    """Actors on different paths have one class of schedules; two actors that check and change one path have four."""
     scenario = Scenario(simulation, "nothing", ("put",))
 
     def make(*paths):
@@ -101,7 +101,7 @@ def test_it_counts_each_class_of_schedules_once(simulation):
 
 
 def test_the_disk_keeps_the_rules_of_posix(tmp_path):
-    """The same calls on it and on the real one."""
+    """The same calls give the same results on the simulated disk and on a real one."""
 
     def calls(root):
         said = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ProgramCacheStack: the tiers together; what one of them does wrong, the stack survives."""
+"""ProgramCacheStack: several stores as one; a level that fails doesn't fail the stack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clock:
 
 
 class Fails(InMemoryProgramCache):
-    """A level that raises while it is told to, and counts its calls."""
+    """A level that raises ``error`` unless it is None, and counts its calls."""
 
     def __init__(self, error=None):
         super().__init__()
@@ -114,7 +114,7 @@ def test_a_hit_below_is_copied_up_with_its_record(disk):
 
 
 def test_counts_add_up_on_every_level_under_threads(disk):
-    """hits + misses = lookups; what misses here is looked up below."""
+    """On each level hits + misses = lookups, and each miss is a lookup in the level below."""
     fast = InMemoryProgramCache(max_size_bytes=64)
     layer = holding(**{f"k{i}": b"%d" % i * 8 for i in range(20)})
     stack = ProgramCacheStack((fast, disk, ReadOnlyProgramCache(layer)))
@@ -150,7 +150,7 @@ def test_many_threads_copy_a_key_once(disk):
     class Slow(InMemoryProgramCache):
         def load(self, key):
             found = super().load(key)
-            barrier.wait(30)  # all have found it below before one copies it
+            barrier.wait(30)  # all have found it below before one of them copies it
             return found
 
     barrier = threading.Barrier(8)
@@ -169,13 +169,13 @@ def test_many_threads_copy_a_key_once(disk):
 
 
 class Remote(InMemoryProgramCache):
-    """What lies beyond this machine, as far as the stack is told."""
+    """A store that declares itself remote."""
 
     is_remote = True
 
 
 class WrittenByAnother:
-    """The lock of a key that another thread writes: free for one that waits."""
+    """The lock of a key that another thread is writing: it can be acquired only by waiting."""
 
     def acquire(self, blocking=True):
         return blocking
@@ -191,11 +191,11 @@ class WrittenByAnother:
 
 
 def test_what_was_missed_and_came_from_afar_lies_on_the_disk_whoever_writes_meanwhile(disk):
-    """Others of this host wait for the one that looks again, and look on the disk; many keys share a lock."""
+    """A repeated lookup copies a remote hit to the disk even if it must wait for a lock: other processes look there."""
     remote = Remote()
     stack = ProgramCacheStack([disk, remote])
     remote.publish(b"first", b"cubin", {})
-    assert stack.load(b"first").data == b"cubin"  # which is copied at once, whatever it is
+    assert stack.load(b"first").data == b"cubin"  # a first lookup copies it right away
     assert stack.load(b"k") is None
     remote.publish(b"k", b"cubin", {})
     stack._stripes.locks = [WrittenByAnother()] * 64
@@ -272,7 +272,7 @@ def test_a_level_that_raises_is_skipped_and_warned_about_once(error):
     assert (stats.hits, stats.misses, stats.stored) == (2, 1, 2)
     level = stats.levels[0]
     assert level.errors + level.skipped > 5
-    assert level.errors == 1 if isinstance(error, TimeoutError) else level.errors > 5  # which isn't waited for twice
+    assert level.errors == 1 if isinstance(error, TimeoutError) else level.errors > 5  # it isn't called again
 
 
 def test_interrupts_are_not_swallowed():
@@ -302,21 +302,21 @@ def test_the_breaker_spares_a_failing_level_and_tries_it_again():
 
     stack.close()
     list(stack.stats().levels)
-    assert failing.looks == 3  # before it opened
+    assert failing.looks == 3  # none since the breaker opened
 
     clock.now += 31
     assert state() == "half-open"
-    assert stack.get(b"a") == b"1"  # the probe, that fails
+    assert stack.get(b"a") == b"1"  # the probe, which fails
     assert failing.calls == calls + 1
     assert state() == "open"
     assert stack.get(b"a") == b"1"
     assert failing.calls == calls + 1
 
     clock.now += 31
-    assert state() == "open"  # twice as long, after a probe that failed
+    assert state() == "open"  # a failed probe doubles the rest
     clock.now += 30
     failing.error = None
-    assert stack.get(b"a") == b"1"  # it misses, closes the breaker and takes the copy
+    assert stack.get(b"a") == b"1"  # the level misses, which closes the breaker, and takes the copy
     assert state() == "closed"
     assert failing.load(b"a") == Entry(b"1", {"name": "a"})
 
@@ -336,7 +336,7 @@ def test_a_level_that_takes_too_long_counts_as_failing_and_its_answer_is_used():
     slow[b"b"] = b"22"
     assert stack.get(b"b") == b"22"
     assert stack.get(b"b") == b"22"
-    assert stack.get(b"b") is None  # left alone
+    assert stack.get(b"b") is None  # the level is skipped
     assert (stack.stats().levels[1].state, stack.stats().levels[1].errors) == ("open", 2)
 
 
@@ -347,7 +347,7 @@ def test_a_breaker_lets_one_probe_through_and_gives_up_one_that_never_reports():
     breaker.failed()
     breaker.succeeded()
     breaker.failed()
-    assert breaker.state == "closed"  # in a row, not in all
+    assert breaker.state == "closed"  # only failures in a row count
     breaker.failed()
     assert (breaker.state, breaker.allows()) == ("open", False)
     clock.now += 10
@@ -362,7 +362,7 @@ def test_a_breaker_lets_one_probe_through_and_gives_up_one_that_never_reports():
 
 
 def from_elsewhere(call):
-    """What a call gives to another thread."""
+    """Return the result of a call made in another thread."""
     given = []
     thread = threading.Thread(target=lambda: given.append(call()))
     thread.start()
@@ -373,15 +373,15 @@ def from_elsewhere(call):
 def test_a_breaker_rests_twice_as_long_after_each_probe_that_fails():
     clock = Clock()
     breaker = CircuitBreaker(threshold=2, rest=10, longest_rest=25, clock=clock)
-    for rests in ([10, 20, 25, 25], [10, 20]):  # from the beginning, once it has been well
+    for rests in ([10, 20, 25, 25], [10, 20]):  # after a success the rests start over
         breaker.failed(timed_out=True)
         for rest in rests:
             clock.now += rest - 1
             assert (breaker.state, breaker.allows()) == ("open", False)
             clock.now += 1
             assert (breaker.state, breaker.allows()) == ("half-open", True)
-            from_elsewhere(lambda: breaker.failed(timed_out=True))  # it was under way when others found out
-            clock.now += 1  # what the probe takes
+            from_elsewhere(lambda: breaker.failed(timed_out=True))  # a call that began before the breaker opened
+            clock.now += 1  # the duration of the probe
             breaker.failed()
         breaker.succeeded()
         assert breaker.state == "closed"
@@ -431,7 +431,7 @@ def test_removal_where_only_a_read_only_level_has_it(disk):
         del stack[b"none"]
     assert excinfo.value.args == (b"none",)
     stack.get(b"a")
-    del stack[b"a"]  # the copy
+    del stack[b"a"]  # removes the copy on the disk
     assert disk.get(b"a") is None
     assert stack.get(b"a") == b"1"
 
@@ -485,7 +485,7 @@ def test_wrong_keys_values_and_records_are_the_callers_and_not_the_levels(disk):
     assert [level.errors for level in stack.stats().levels] == [0, 0]
 
 
-# What it is made of
+# Levels of a stack
 
 
 def test_what_cannot_be_a_stack(disk):
@@ -523,7 +523,7 @@ def test_where_the_compile_path_keeps_what_is_derived(disk, tmp_path):
     assert ProgramCacheStack((memory,)).settings is None
     assert ProgramCacheStack((ReadOnlyProgramCache(layer), disk)).path == disk.path
     assert ProgramCacheStack((disk, other), write_policy=("skip", "through")).path == other.path
-    # A worker process that adds to one directory leaves the other level without.
+    # The settings describe one directory, and a worker process with them would miss the other.
     assert ProgramCacheStack((memory, disk, other)).settings is None
 
 
@@ -538,7 +538,7 @@ def test_the_faster_level_is_right(disk):
 
 def test_a_plain_store_as_a_level(disk):
     class Plain(ProgramCacheResource):
-        """A user's own: the five abstract methods."""
+        """A user-defined store with only the five abstract methods."""
 
         def __init__(self):
             self.kept = {}
@@ -562,7 +562,7 @@ def test_a_plain_store_as_a_level(disk):
     stack = ProgramCacheStack((InMemoryProgramCache(), plain), failures=1)
     stack[b"a"] = b"1"
     assert plain.kept == {b"a": b"1"}
-    assert (len(stack), stack.stats().entries) == (1, 1)  # what can be listed
+    assert (len(stack), stack.stats().entries) == (1, 1)  # only entries that can be listed
     stack.levels[0].clear()
     assert stack[b"a"] == b"1"
     assert stack.stats().levels[1].errors == 0
@@ -581,7 +581,7 @@ def test_close_closes_the_levels(disk):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_while_a_level_writes(disk):
-    """The order of writes is kept by locks that are held while levels write: a child must not find one locked."""
+    """The locks that order writes are held while levels write; a forked child must not find one of them locked."""
     entered, go = threading.Event(), threading.Event()
 
     class Slow(InMemoryProgramCache):
@@ -611,7 +611,7 @@ SOURCE = '#include <cuda_fp16.h>\nextern "C" __global__ void k(__half* a) { *a =
 
 
 def test_a_program_with_headers_is_found_in_a_layer_that_is_only_read(tmp_path):
-    """The layer's header manifests count: without them the key isn't known before a compile."""
+    """The lookup uses the layer's header manifests: without them the key isn't known before a compile."""
     from cuda_progcache import CompileService, ProgramOptions
     from cuda_progcache.keys.toolchain import header_root
 
@@ -620,7 +620,7 @@ def test_a_program_with_headers_is_found_in_a_layer_that_is_only_read(tmp_path):
     first = CompileService(layer).compile(SOURCE, options=options)
     assert (first.hit, first.record["manifest"] != "") == (False, True)
     layer.close()
-    os.rename(layer.path, tmp_path / "moved")  # what this process remembers of it is of no help now
+    os.rename(layer.path, tmp_path / "moved")  # what this process remembers about the old path can't help
     before = sorted(os.walk(tmp_path / "moved"))
     disk = FileStreamProgramCache(tmp_path / "disk")
     for cache in (
@@ -649,4 +649,4 @@ def test_cuda_core_takes_a_stack(tmp_path):
     assert (stack.stats().hits, stack.stats().misses, len(disk)) == (1, 1, 1)
     layer = ProgramCacheStack((ReadOnlyProgramCache(disk),))
     program = Program('extern "C" __global__ void l(int* a) { *a = 1; }', "c++", ProgramOptions(arch="sm_90"))
-    assert bytes(program.compile("cubin", cache=layer).code)[:4] == b"\x7fELF"  # compiled, kept nowhere
+    assert bytes(program.compile("cubin", cache=layer).code)[:4] == b"\x7fELF"  # compiled, but stored nowhere

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verify(): everything that can be wrong in a cache directory, and its repair."""
+"""verify(): everything that can be wrong with a cache directory, and how it is repaired."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_damaged_entry(cache, damage, watchdog):
     assert (report.ok, report.clean) == (5, False)
     assert report.findings[0].digest == entry_digest("a")
     assert "quarantine" in report.findings[0].advice
-    assert os.path.lexists(entry(cache, "a"))  # looked at, not touched
+    assert os.path.lexists(entry(cache, "a"))  # without repair nothing is touched
 
     repaired = cache.verify(repair=True)
     assert kinds(repaired) == kinds(report)
@@ -127,7 +127,7 @@ def test_halves(cache):
     entry(cache, "b").unlink()
     report = cache.verify()
     assert kinds(report) == sorted([("no-record", str(entry(cache, "a"))), ("no-entry", str(record(cache, "b")))])
-    assert not list(cache.path.glob("quarantine/*"))  # looked at, not touched
+    assert not list(cache.path.glob("quarantine/*"))  # without repair nothing is touched
     assert cache.verify(repair=True).clean
     assert cache.verify() == (4, 4 * (len(CUBIN) + 1), ())
     (kept,) = (cache.path / "quarantine").iterdir()
@@ -207,7 +207,7 @@ def test_a_writer_between_its_two_renames_is_given_time(cache, monkeypatch):
 
 
 def test_a_writer_that_stands_still_is_waited_for_once(cache, monkeypatch):
-    """Not once for each damaged entry."""
+    """The wait isn't repeated for each damaged entry."""
 
     class Clock:
         now = 0.0

@@ -168,7 +168,7 @@ def test_a_lockfiles_digest_is_that_of_what_it_says(farm, tmp_path):
 
 def test_the_commands(redis_url, tmp_path, farm, run):
     for wrong in (["sync", farm.path, redis_url], ["sync", farm.path, "there", "--lock", farm.file]):
-        assert "--pack writes a lockfile's programs to a tier" in run(*wrong, "--pack", code=2)
+        assert "--pack needs --lock and the URL of a tier as DST" in run(*wrong, "--pack", code=2)
     assert run("sync", farm.path, redis_url, "--lock", farm.file, "--pack", "--dry-run", "--json")["packed"] == 0
     assert list(engine(redis_url).list("packs/", until=time.monotonic() + 600)) == []
     assert "3 programs in the lockfile's pack" in run("sync", farm.path, redis_url, "--lock", farm.file, "--pack")

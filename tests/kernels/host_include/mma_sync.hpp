@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels/mma_sync.cuh.j2 does in PTX, for host_shim.hpp: ldmatrix and mma.m16n8k16 with the fragment layouts that the PTX ISA gives.
+// The PTX of kernels/mma_sync.cuh.j2 for host_shim.hpp: ldmatrix and mma.m16n8k16 with the fragment layouts that the PTX ISA gives.
 #pragma once
 #include "../host_shim.hpp"
 

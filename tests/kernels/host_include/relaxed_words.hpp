@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels/relaxed_words.cuh.j2 does in PTX, for host_shim.hpp: other blocks get to run before each access.
+// The PTX of kernels/relaxed_words.cuh.j2 for host_shim.hpp: other blocks can run before each access.
 #pragma once
 #include "../host_shim.hpp"
 

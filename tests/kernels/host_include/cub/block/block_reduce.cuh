@@ -19,7 +19,7 @@ public:
         T result = storage_.values[0];
         if (threadIdx.x == 0)
             for (int i = 1; i < threads; ++i) result = operation(result, storage_.values[i]);
-        return result; // valid in thread 0; no barrier behind it: reuse of the storage needs one, as with CUB
+        return result; // valid in thread 0; as with CUB, a barrier is needed before the storage is used again
     }
     T Sum(T value) {
         return Reduce(value, [](T a, T b) { return T(a + b); });
