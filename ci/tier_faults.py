@@ -62,7 +62,7 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
 
-engine, until = EngineOnDemand(parse_tier(sys.argv[1])), time.monotonic() + 60
+engine, until = EngineOnDemand(parse_tier(sys.argv[1])), time.monotonic() + 300
 calls = {
     "get": lambda: engine.get("v1/x", limit=1000, until=until),
     "put": lambda: engine.put("v1/x", b"data", until=until),
@@ -196,13 +196,14 @@ def try_terabyte(client: str, trouble: str, calls: Sequence[str] = CALLS) -> tup
         Some of :data:`CALLS`.
     """
     url, variables = CLIENTS[client]
+    url += "connect_timeout=300&timeout=300"
     with FaultyServer("http", trouble, PROGRAM) as server:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _CALL, url.format(port=server.port) + "connect_timeout=30&timeout=30", *calls],
+            [sys.executable, "-P", "-c", _CALL, url.format(port=server.port), *calls],
             env={**os.environ, **variables},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
     return done.returncode, done.stdout or done.stderr

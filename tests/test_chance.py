@@ -8,6 +8,8 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 import cuda_progcache
 from cuda_progcache._util.chance import chance
 from cuda_progcache.compile import manifests
@@ -69,6 +71,7 @@ def test_what_draws_leaves_the_programs_numbers_alone(tmp_path, monkeypatch):
     assert [chance.random() for _ in range(3)] != taken, "it depends on the program's seed"
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_children_draw_other_numbers():
     """Otherwise, a fleet's processes forked from one parent would contact a server at the same moments."""
     drawn = set()
