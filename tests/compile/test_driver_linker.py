@@ -165,7 +165,7 @@ def test_no_device(without_nvjitlink):
 @pytest.mark.parametrize(
     ("inputs", "options", "target_type", "words"),
     [
-        ([(b"x", "ltoir")], {}, "cubin", "can't take ltoir"),
+        ([(b"x", "ltoir")], {}, "cubin", "doesn't accept ltoir"),
         ([(b"x", "cubin")], {}, "ptx", "makes only cubins"),
         ([(b"x", "cubin")], {"ptxas_options": "-v"}, "cubin", "doesn't support -Xptxas=-v"),
         ([(b"x", "cubin")], {"time": True}, "cubin", "doesn't support -time"),
