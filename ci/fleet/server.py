@@ -19,6 +19,18 @@ def why_no_server() -> str | None:
     return None if found else "no redis-server (apt-get install redis-server)"
 
 
+#: How often a server that doesn't start is started again.
+_TRIES = 50
+
+
+def _free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class RedisServer:
     """A server on the loopback, as long as the block runs.
 
@@ -33,10 +45,9 @@ class RedisServer:
     def __init__(self, folder: Path, *, lasting: bool = False) -> None:
         self._folder, self._lasting = folder, lasting
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = False
 
     @property
     def url(self) -> str:
@@ -44,19 +55,32 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> Self:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers; elsewhere, if others took its port before its first start."""
+        started_before = self._started
+        for _ in range(_TRIES):
+            if self._starts():
+                self._started = True
+                return self
+            if started_before:
+                time.sleep(0.1)
+            else:
+                self.port = _free_port()
+        raise RuntimeError(f"no server starts on port {self.port} of the loopback")
+
+    def _starts(self) -> bool:
         program = shutil.which("redis-server") or shutil.which("valkey-server") or "redis-server"
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
         settings += ["--appendonly", "yes" if self._lasting else "no", "--appendfsync", "everysec"]
         self._process = subprocess.Popen([program, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not self._answers():
+        while not self._answers(self._process.pid):
             if self._process.poll() is not None:
-                raise RuntimeError(f"{program} {' '.join(settings)} ended with {self._process.returncode}")
+                return False
             time.sleep(0.01)
-        return self
+        return True
 
-    def _answers(self) -> bool:
-        return self._ask("PING") == b"+PONG\r\n"
+    def _answers(self, pid: int) -> bool:
+        """Whether it is ready, and it is this one that answers on its port."""
+        return self._ask("PING") == b"+PONG\r\n" and f"process_id:{pid}\r\n".encode() in self._ask("INFO server")
 
     def has(self, key: str) -> bool | None:
         """Whether it has a key; None where it doesn't answer."""
@@ -67,7 +91,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=10.0) as connection:
                 connection.sendall(question.encode() + b"\r\n")
-                return connection.recv(16)
+                return connection.recv(1 << 16)
         except OSError:
             return b""
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 POLL = 0.01
 #: Seconds between a holder's touches of its leases.
 HEARTBEAT = 0.5
-#: Seconds without a touch, by the waiter's clock, after which a holder counts as suspended or its machine as gone.
+#: Seconds without a touch, by the waiter's clock, after which a holder counts as suspended or its machine as gone. Time
+#: in which the waiter didn't run either doesn't count.
 STANDSTILL = 3 * HEARTBEAT
 #: Seconds after which a waiter compiles itself, even if the holder is still working.
 LONGEST_WAIT = 300.0
@@ -270,6 +271,7 @@ def _wait(path: str, deadline: float) -> bool | None:
     while os.path.lexists(path):
         now = time.monotonic()
         if now - read_at >= HEARTBEAT / 2:
+            seen_at += max(0.0, now - read_at - HEARTBEAT)  # suspended as well, or on a busy machine
             read_at = now
             try:
                 data, status = files.read_regular(path)  # opened: a plain stat may be NFS's cache, seconds old

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def bench(*arguments, status=0):
     command = [sys.executable, "-m", "ci.bench", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == status, done.stderr
     return done
 

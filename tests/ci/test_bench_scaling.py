@@ -26,7 +26,7 @@ def test_a_small_store_is_measured(tmp_path):
     command = [
         sys.executable, "-m", "ci.bench", "--only", "scaling.*_1k*", "--effort", "0.01", "--json", str(target),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     found = {b["name"]: b for b in json.loads(target.read_text())["benchmarks"]}
     assert list(found) == ["scaling.open_1k", "scaling.put_at_cap_1k", "scaling.put_at_cap_1k_p99"]

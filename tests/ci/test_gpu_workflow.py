@@ -33,7 +33,8 @@ def test_source(number, program_cache):
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("PYTEST_", "CUDA_PROGCACHE"))]:
-        monkeypatch.delenv(name)
+        if name != "PYTEST_DEBUG_TEMPROOT":
+            monkeypatch.delenv(name)
     monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", "off")
     (tmp_path / "store").mkdir()
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def run(*arguments):
     command = [sys.executable, ROOT / "ci" / "prewarm.py", *arguments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=600)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

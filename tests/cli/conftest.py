@@ -46,7 +46,7 @@ def process():
             [sys.executable, "-m", "cuda_progcache", *map(str, arguments)],
             env={**os.environ, **(env or {})},
             capture_output=True,
-            timeout=240,
+            timeout=600,
             check=False,
             **{"text": True, **options},
         )

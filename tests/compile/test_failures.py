@@ -19,7 +19,7 @@ BAD = '#include "value.h"\n__device__ int x = nope + value;\n'
 
 @pytest.fixture(params=["disk", "memory"])
 def service(request, cache):
-    return CompileService(cache if request.param == "disk" else InMemoryProgramCache(), keep_failures=60.0)
+    return CompileService(cache if request.param == "disk" else InMemoryProgramCache(), keep_failures=3600.0)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_clear_forgets_refusals(project, service, refuse):
 
 def test_a_stack_in_memory_forgets_refusals(project, refuse):
     project("value.h", "#define value 1\n")
-    service = CompileService(ProgramCacheStack((InMemoryProgramCache(), InMemoryProgramCache())), keep_failures=60.0)
+    service = CompileService(ProgramCacheStack((InMemoryProgramCache(), InMemoryProgramCache())), keep_failures=3600.0)
     assert [refuse(service)[1] for _ in range(2)] == [True, False]
     service.cache.clear()
     assert refuse(service)[1]
@@ -106,7 +106,7 @@ def test_a_stack_in_memory_forgets_refusals(project, refuse):
 
 def test_only_for_a_while(project, refuse, cache):
     project("value.h", "#define value 1\n")
-    service = CompileService(cache, keep_failures=60.0)
+    service = CompileService(cache, keep_failures=3600.0)
     refuse(service)
     folder = os.path.join(cache.path, "failures")
     (name,) = os.listdir(folder)
@@ -122,7 +122,7 @@ def test_only_for_a_while(project, refuse, cache):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}'])
 def test_a_damaged_file_is_nothing(project, refuse, cache, content):
     project("value.h", "#define value 1\n")
-    service = CompileService(cache, keep_failures=60.0)
+    service = CompileService(cache, keep_failures=3600.0)
     refuse(service)
     folder = os.path.join(cache.path, "failures")
     (name,) = os.listdir(folder)
@@ -151,5 +151,5 @@ def test_what_the_machine_was_in_the_way_of_is_not_kept(cache, status, log, kept
     base = base_key(
         normalize(code="int x;", code_type="c++", target_type="cubin", options=ProgramOptions(arch="sm_80"))
     )
-    assert remember(base, CompilerRefusal(status, log), NO_HEADERS, cache, 60.0) is kept
-    assert (recall(base, cache, 60.0) is not None) is kept
+    assert remember(base, CompilerRefusal(status, log), NO_HEADERS, cache, 3600.0) is kept
+    assert (recall(base, cache, 3600.0) is not None) is kept

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import CompileError
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
-DEADLINE = 60.0
+DEADLINE = 300.0
 
 
 def never():
@@ -171,6 +172,12 @@ single_flight.fly("f", sys.argv[1], compile_, lambda: None)
 
 
 @pytest.fixture
+def patient(monkeypatch):
+    """A lease that isn't touched is waited for: the machine may be busy, and its holder be kept from running."""
+    monkeypatch.setattr(single_flight, "STANDSTILL", 10 * DEADLINE)
+
+
+@pytest.fixture
 def holder(tmp_path):
     """A process that holds the lease of flight "f" for a while."""
     directory = str(tmp_path / "leases")
@@ -200,13 +207,15 @@ def holder(tmp_path):
         process.stdout.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_another_process_is_waited_for(holder):
     holder(0.5)
     assert fly("f", holder.directory, never, holder.look_up) == b"from the holder"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_killed_holder_is_replaced(holder):
-    process = holder(DEADLINE)
+    process = holder(2 * DEADLINE)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(fly, "f", holder.directory, lambda: b"ours", holder.look_up)
         time.sleep(0.1)
@@ -217,6 +226,7 @@ def test_a_killed_holder_is_replaced(holder):
     assert not os.listdir(holder.directory), "and its lease is gone"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_killed_holder_has_one_successor(tmp_path, monkeypatch):
     """Three waiters find the holder dead before one of them does anything: one compiles, the others wait for it."""
     lease, waiters = tmp_path / "leases" / "f", 3
@@ -258,12 +268,13 @@ def test_a_killed_holder_has_one_successor(tmp_path, monkeypatch):
 
 
 def test_a_stopped_holder_is_not_waited_for(holder):
-    process = holder(DEADLINE)
+    process = holder(2 * DEADLINE)
     process.send_signal(signal.SIGSTOP)
     assert fly("f", holder.directory, lambda: b"ours", holder.look_up) == b"ours"
     assert os.listdir(holder.directory) == ["f"], "it is alive: its lease stays"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_holder_that_fails_is_not_queued_for(tmp_path):
     """Its lease goes without a result: the waiters compile at once, side by side."""
     directory = tmp_path / "leases"
@@ -278,28 +289,66 @@ def test_a_holder_that_fails_is_not_queued_for(tmp_path):
         assert waiting.result(DEADLINE) == b"ours"
 
 
+class TurnedClock:
+    """The clock of the module under test, which goes on only while this thread sleeps."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.sleeps, self._then = 0.0, [], None
+        monkeypatch.setattr(single_flight, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
+
+    def at_each_sleep(self, then):
+        self._then = then
+
+    def _sleep(self, seconds):
+        if threading.current_thread() is not threading.main_thread():
+            return time.sleep(seconds)  # a thread of an earlier test, which touches leases
+        self.now += seconds
+        self.sleeps.append(seconds)
+        return self._then()
+
+
 @pytest.mark.parametrize("content", ["otherhost-boot-1-1", "", "nonsense"])
 def test_a_lease_of_another_machine_counts_while_it_is_touched(tmp_path, content, monkeypatch):
-    monkeypatch.setattr(single_flight, "STANDSTILL", 0.6)
     lease = tmp_path / "f"
     lease.write_text(content)
-    until = time.monotonic() + 1.5
+    clock, until = TurnedClock(monkeypatch), 10 * single_flight.STANDSTILL
 
+    @clock.at_each_sleep
     def touch():
-        while time.monotonic() < until:
-            os.utime(lease)
-            time.sleep(0.05)
+        if clock.now < until:
+            os.utime(lease, (clock.now, clock.now))
 
-    touching = threading.Thread(target=touch)
-    touching.start()
-    made = fly("f", str(tmp_path), time.monotonic, lambda: None)
-    touching.join()
-    assert made >= until, "waited for as long as the lease was touched"
+    made = fly("f", str(tmp_path), lambda: clock.now, lambda: None)
+    assert until + 0.9 * single_flight.STANDSTILL < made < until + 2 * single_flight.STANDSTILL, (
+        "waited for as long as the lease was touched"
+    )
 
 
-def test_a_waiter_gives_up_in_the_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", ["ours", "otherhost-boot-1-1"])
+def test_a_waiter_that_did_not_run_blames_nobody(tmp_path, content, monkeypatch):
+    """As in a container that is paused: the holder, which is no quicker to run again, is waited for."""
+    lease = tmp_path / "f"
+    lease.write_text(str(current_owner()) if content == "ours" else content)
+    clock = TurnedClock(monkeypatch)
+
+    @clock.at_each_sleep
+    def suspend():
+        if len(clock.sleeps) in {1, 40}:
+            clock.now += 100 * single_flight.STANDSTILL
+        elif len(clock.sleeps) == 30:
+            os.utime(lease, (clock.now, clock.now))
+        elif len(clock.sleeps) == 70:
+            lease.unlink()
+
+    def look_up():
+        return b"theirs" if len(clock.sleeps) == 70 else None
+
+    assert fly("f", str(tmp_path), never, look_up, longest_wait=1e9) == b"theirs"
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_waiter_gives_up_in_the_end(tmp_path):
     """The holder is alive and well (it is this process), and never lands."""
-    monkeypatch.setattr(single_flight, "STANDSTILL", 10 * DEADLINE)
     lease = tmp_path / "f"
     lease.write_text(str(current_owner()))
     with ThreadPoolExecutor(1) as pool:
@@ -339,6 +388,7 @@ def test_a_long_compile_keeps_its_lease_alive(tmp_path, monkeypatch):
     assert fly("f", str(tmp_path), compile_, lambda: None)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_has_flights_of_its_own(tmp_path):
     """The thread that leads isn't in the child: waiting for it would be for ever."""
     inside, go_on = threading.Event(), threading.Event()
@@ -400,6 +450,8 @@ def test_eight_processes_compile_a_program_once(tmp_path):
     code = (
         "import sys\n"
         "from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions\n"
+        "from cuda_progcache.compile import single_flight\n"
+        f"single_flight.STANDSTILL = {10 * DEADLINE}\n"  # of eight processes, one may be kept from running
         f"cache = FileStreamProgramCache({root!r})\n"
         "source = '#include <cuda/std/limits>\\n' + 'extern \"C\" __global__ void k(int *a) { *a = 1; }'\n"
         "from cuda_progcache.keys.toolchain import header_root\n"

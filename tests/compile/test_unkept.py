@@ -119,7 +119,7 @@ def test_all_processes_add_up(cache):
         "    Program(source, 'c++', options).compiled('cubin', cache=cache)\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(cache.path)]) for _ in range(2)]
-    assert [process.wait(120) for process in running] == [0, 0]
+    assert [process.wait(600) for process in running] == [0, 0]
     with FileStreamProgramCache(cache.path) as again:
         assert again.stats().all_time.unkeyed == 6
         assert unkept.by_kind(unkept.listed(again)) == {"time_macro": 3}

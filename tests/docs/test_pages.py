@@ -55,8 +55,9 @@ def environment(tmp_path, monkeypatch, cache):
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(cache))
     tools = (os.path.dirname(sys.executable), os.path.dirname(find_tool("cuobjdump")))
     monkeypatch.setenv("PATH", os.pathsep.join(tools), prepend=os.pathsep)
-    # The run of pytest inside this one is a run of its own.
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # The run of pytest inside this one is a run of its own, but for where its temporary directory lies.
+    own = {"PYTEST_DEBUG_TEMPROOT"}
+    return {name: value for name, value in os.environ.items() if name in own or not name.startswith("PYTEST_")}
 
 
 def test_there_is_something_to_run():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +36,17 @@ def tree(tmp_path):
     write.root = tmp_path
     write.search = SearchPath.of([str(tmp_path / "one"), str(tmp_path / "two")], "k.cu", str(tmp_path / "src"))
     return write
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock(time_ns=, monotonic=)``: what the module under test is told of the time."""
+
+    def turn(**told):
+        given = {"time_ns": time.time_ns, "monotonic": time.monotonic} | told
+        monkeypatch.setattr(headers, "time", SimpleNamespace(**given))
+
+    return turn
 
 
 def read_set(tree, opened, code=b"", search=None):
@@ -99,10 +111,10 @@ def test_an_edit_within_one_tick_of_the_clock_is_seen(tree):
     assert not holds(found, tree.search)
 
 
-def test_content_is_not_read_again_while_the_stat_stays(tree, monkeypatch):
+def test_content_is_not_read_again_while_the_stat_stays(tree, monkeypatch, clock):
     path = tree("one/a.h", "a")
     old = time.time_ns() + 10 * headers._STAMP_RESOLUTION_NS
-    monkeypatch.setattr(headers.time, "time_ns", lambda: old)  # ctime can't be set back: let the clock go on instead
+    clock(time_ns=lambda: old)  # ctime can't be set back: let the clock go on instead
     found = header_set([(0, path)], b"", tree.search, old)
     reads = []
     monkeypatch.setattr(headers, "read_file", reads.append)
@@ -300,12 +312,11 @@ def test_a_look_asks_once_for_equal_files_and_again_for_others(tree, monkeypatch
 
 
 @pytest.fixture
-def kept(tree, tmp_path, monkeypatch):
+def kept(tree, tmp_path, monkeypatch, clock):
     """A manifest of two headers, written long after they were; a new process matches it, and tells what it reads."""
     tree("one/a.h", "a")
     tree("two/b.h", "b")
-    now = time.time_ns
-    monkeypatch.setattr(headers.time, "time_ns", lambda: now() + 10 * headers._STAMP_RESOLUTION_NS)
+    clock(time_ns=lambda: time.time_ns() + 10 * headers._STAMP_RESOLUTION_NS)
     file = tmp_path / "manifest"
     file.write_bytes(HeaderManifest(None).add(read_set(tree, [(0, "one/a.h"), (0, "two/b.h")])))
 
@@ -342,8 +353,9 @@ def test_a_new_process_reads_what_another_status_has(tree, kept):
     assert not kept()[0]
 
 
-def test_the_status_of_a_young_header_is_not_kept(tree, tmp_path):
-    tree("one/a.h", "a")
+def test_the_status_of_a_young_header_is_not_kept(tree, tmp_path, clock):
+    written = os.stat(tree("one/a.h", "a")).st_ctime_ns
+    clock(time_ns=lambda: written + headers._STAMP_RESOLUTION_NS)
     found = read_set(tree, [(0, "one/a.h")])
     assert found.stamps == (None,)
     file = tmp_path / "manifest"
@@ -372,15 +384,15 @@ def test_a_manifest_doesnt_grow_for_ever(tree):
     assert manifest.match(tree.search) is manifest.sets[0]
 
 
-def test_a_match_is_looked_at_again_after_the_interval_only(tree, monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr(headers.time, "monotonic", lambda: clock[0])
+def test_a_match_is_looked_at_again_after_the_interval_only(tree, clock):
+    now = [100.0]
+    clock(monotonic=lambda: now[0])
     tree("one/a.h", "a")
     found = read_set(tree, [(0, "one/a.h")])
     manifest = HeaderManifest(None, [found])
     assert manifest.match(tree.search, 10.0) is found
     tree("one/a.h", "b")
-    clock[0] += 9.9
+    now[0] += 9.9
     assert manifest.match(tree.search, 10.0) is found
     elsewhere = SearchPath.of([str(tree.root / "two")], "k.cu", str(tree.root / "src"))
     assert manifest.match(elsewhere, 10.0) is None, "another place was not looked at"
@@ -388,12 +400,12 @@ def test_a_match_is_looked_at_again_after_the_interval_only(tree, monkeypatch):
     tree("one/a.h", "a")
     assert manifest.match(tree.search, 10.0) is found
     tree("one/a.h", "b")
-    clock[0] += 0.1
+    now[0] += 0.1
     assert manifest.match(tree.search) is None, "off by default"
     tree("one/a.h", "a")
     assert manifest.match(tree.search, 10.0) is found
     tree("one/a.h", "b")
-    clock[0] += 10.0
+    now[0] += 10.0
     assert manifest.match(tree.search, 10.0) is None
 
 

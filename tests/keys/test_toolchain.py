@@ -105,7 +105,9 @@ def test_the_builtins_library_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchain, "_known", {})
     before = toolchain.toolchain("c++")
     assert toolchain.toolchain("c++") is before
-    (tmp_path / "libnvrtc-builtins.so.13.5").write_bytes(b"two")
+    written = os.stat(tmp_path / "libnvrtc-builtins.so.13.5").st_mtime_ns
+    while os.stat(tmp_path / "libnvrtc-builtins.so.13.5").st_mtime_ns == written:  # a tick of its clock is some ms
+        (tmp_path / "libnvrtc-builtins.so.13.5").write_bytes(b"two")
     after = toolchain.toolchain("c++", thorough=True)
     assert before[0] == after[0]
     assert before[1].identity != after[1].identity

@@ -67,7 +67,7 @@ assert isinstance(program, theirs) and len(program.compile("cubin").code)
 def test_cuda_core_is_what_it_was():
     """Where nobody listens, and whether it was imported before or not."""
     for when in ("early", "late"):
-        subprocess.run([sys.executable, "-c", WATCHED, when], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", WATCHED, when], check=True, timeout=600)
 
 
 FREED = r"""
@@ -95,4 +95,4 @@ assert [event.kind for event in heard] == ["refused", "refused"]
 
 def test_a_program_that_is_refused_is_freed_without_the_collector(tmp_path):
     """cuda.core 1.2.2 fails in the one that the collector frees, in the middle of whatever runs then."""
-    subprocess.run([sys.executable, "-c", FREED, str(tmp_path / "cache")], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FREED, str(tmp_path / "cache")], check=True, timeout=600)

@@ -153,7 +153,7 @@ def theirs(tmp_path_factory):
     plugins = ("-p", "cuda_progcache.pytest_plugin", "-p", "xdist.plugin", "-p", "no:cacheprovider")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-        command = ["timeout", "-s", "KILL", "120", sys.executable, "-m", "pytest", *plugins, "-n", "1"]
+        command = ["timeout", "-s", "KILL", "600", sys.executable, "-m", "pytest", *plugins, "-n", "1"]
         done = subprocess.run(
             [*command, "--progcache-dir=programs", "--progcache-report=report.json"],
             cwd=folder,

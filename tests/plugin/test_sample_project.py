@@ -14,6 +14,10 @@ import pytest
 CONFTEST = """
 import pathlib
 import pytest
+from cuda_progcache.compile import single_flight
+
+# However long one worker is kept from running, the other waits for what it compiles.
+single_flight.STANDSTILL = 600
 
 @pytest.fixture(scope="session")
 def header():
@@ -68,7 +72,7 @@ def test_nothing():
 def run_project(folder, *arguments):
     """Run the project's tests in two workers; give what was printed, and the report."""
     plugins = ("-p", "cuda_progcache.pytest_plugin", "-p", "xdist.plugin", "-p", "no:cacheprovider")
-    command = ["timeout", "-s", "KILL", "200", sys.executable, "-m", "pytest", *plugins, "-n", "2", "--dist", "load"]
+    command = ["timeout", "-s", "KILL", "600", sys.executable, "-m", "pytest", *plugins, "-n", "2", "--dist", "load"]
     done = subprocess.run(
         [*command, "--progcache-dir=programs", "--progcache-report=report.json", *arguments],
         cwd=folder,

@@ -23,6 +23,8 @@ from cuda_progcache.report.plots import plots
 
 #: Bytes of a report on 10,000 programs, without listings.
 LARGEST = 4_000_000
+#: Milliseconds to wait for Chromium at most, on a busy machine.
+PATIENCE = 300_000
 
 
 class Parts(HTMLParser):
@@ -206,7 +208,7 @@ def browser(few, many):
     if found is None:
         pytest.skip("no Chromium is installed: apt install chromium, or set CHROMIUM")
     with driver.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=PATIENCE)
         yield started
         started.close()
 
@@ -215,6 +217,7 @@ def browser(few, many):
 def opened(browser, path, width=1400, **options):
     """A page on a report; what it says on the console, and any request, is an error."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+    context.set_default_timeout(PATIENCE)
     shown = context.new_page()
     complaints = []
     shown.on("console", lambda message: complaints.append(message.text))

@@ -8,7 +8,7 @@ from cuda_progcache.templates import KernelEnvironment
 
 @pytest.fixture
 def folder(tmp_path):
-    """Write templates into a folder, ``folder(a_j2="text")`` writes ``a.j2``; returns its environment."""
+    """``folder(a_j2="text")`` writes the template ``a.j2`` to a folder and returns the folder's environment."""
 
     def write(**files):
         for name, text in files.items():

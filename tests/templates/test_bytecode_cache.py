@@ -72,7 +72,7 @@ def test_what_was_set_is_got(cache):
 
 def test_hash_source_is_sha256():
     assert hash_source("µ\n") == hashlib.sha256("µ\n".encode()).hexdigest()
-    assert len(hash_source("\ud800")) == 64  # no text that Python holds is refused
+    assert len(hash_source("\ud800")) == 64  # any Python text is accepted, even a lone surrogate
 
 
 def test_every_part_of_the_key_counts(cache):
@@ -140,7 +140,7 @@ def test_precomputed_values_and_ast_come_back(cache):
     assert ast == before
     cache.set("k.j2", SOURCE, code(), precomputed=(1, 2))
     assert cache.get("k.j2", SOURCE)[2] == [1, 2]
-    assert ast.environment is None  # no environment travels along: its loader and filters are no data
+    assert ast.environment is None  # the environment isn't stored: its loader and filters aren't data
     environment = jinja2.Environment()
     assert environment.from_string(ast.set_environment(environment)).render() == "12"
 
@@ -221,7 +221,7 @@ def test_older_frames_are_read_when_they_are_handed_over(cache, data, has_ast, p
     assert (found.ast == tree()) is has_ast
     assert (found.precomputed, found.warnings) == (precomputed, warnings)
     path = cache._make_path("k.j2", SOURCE)
-    path.write_bytes(data)  # one that lies where ours belong isn't ours
+    path.write_bytes(data)  # an older frame isn't trusted, even in the place of a new one
     assert cache.load("k.j2", SOURCE) is None
     cache.set("k.j2", SOURCE, code())
     assert path.read_bytes().startswith(V5)
@@ -239,7 +239,7 @@ def test_the_newest_frame_is_as_documented():
 
 
 def hostile(marker):
-    """Pickles that would write the file `marker`, each in its own way."""
+    """Return pickles that, if loaded, would create the file `marker` or get around the check of allowed classes."""
 
     class Evil:
         def __init__(self, *reduction):
@@ -253,7 +253,7 @@ def hostile(marker):
         pickle.dumps([Evil(exec, (python,))]),
         pickle.dumps([Evil(os.system, (f"touch {marker}",))]),
         pickle.dumps([Evil(subprocess.Popen, (["touch", str(marker)],))]),
-        # A way round: getattr of an allowed class's module, named with dots.
+        # Dotted names, which reach other objects through the module of an allowed class.
         b"\x80\x04\x8c\x08datetime\x8c\x13date.__init__.__str__\x93.",
         b"\x80\x04\x8c\x0bcollections\x8c\x13abc.sys.modules.get\x93.",
     ]
@@ -264,7 +264,7 @@ def test_a_hostile_file_executes_nothing(cache, tmp_path, number):
     marker = tmp_path / "executed"
     payload = hostile(marker)[number]
     path = cache._make_path("k.j2", SOURCE)
-    # The attacker can write a right checksum, too.
+    # An attacker can write a correct checksum, too.
     sealed = counted(CODE, payload, b"", b"")
     summed = b"".join(len(part).to_bytes(4, "little") for part in (CODE, payload, b"", b"")) + CODE + payload
     _, key = cache._place("k.j2", SOURCE, None)
@@ -441,7 +441,7 @@ def test_a_directory_removed_under_us_is_made_again(cache):
     assert run(cache.get("k.j2", SOURCE)[0]) == 42
 
 
-# Care
+# Maintenance
 
 
 def test_clear_and_stats(cache, tmp_path):
@@ -542,7 +542,7 @@ def test_cleanup_removes_what_dead_writers_left(cache):
     with writer:
         staged = writer.stdout.readline().strip()
         assert os.path.exists(staged)
-        assert cache.cleanup() == 0  # it still runs
+        assert cache.cleanup() == 0  # the writer is still running
         writer.send_signal(signal.SIGKILL)
         writer.wait()
     assert cache.get("k.j2", "0" * 64) == MISS
@@ -658,13 +658,13 @@ def test_a_hit_imports_next_to_nothing(cache):
         f"assert BytecodeCache({cache.directory!r}).get('k.j2', {SOURCE!r})[0] is not None\n"
         "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('cuda_progcache')))"
     )
-    for _ in range(2):  # the first in this directory computes the compiler's tag
+    for _ in range(2):  # the first process computes the compiler's tag for the directory
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy = {"re", "typing", "dataclasses", "pickle", "hashlib", "pathlib", "json", "jinja2", "enum", "contextlib"}
     assert not heavy & set(done.stdout.split())
 
 
-# As Jinja2's loaders use it
+# The cache under Jinja2's loaders
 
 
 @pytest.mark.parametrize("kind", [jinja2.Environment, Environment])

@@ -152,7 +152,7 @@ def test_what_can_not_be_told_has_none(value):
 
 
 def test_a_function_counts_with_its_module(tmp_path, monkeypatch):
-    """What it calls there may have changed, and was run when a constant was folded."""
+    """A function's digest covers its module: folding a constant runs what the function calls there."""
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import filters\n"
         "from cuda_progcache.templates.compile_context import context_digest; print(context_digest(filters.twice))"
@@ -181,7 +181,7 @@ def test_processes_agree(tmp_path):
     )
     (tmp_path / "script.py").write_text(script)
     outputs = set()
-    for seed in ("1", "2"):  # another order in every set
+    for seed in ("1", "2"):  # sets iterate in another order
         done = subprocess.run(
             [sys.executable, str(tmp_path / "script.py")],
             env={"PYTHONHASHSEED": seed},

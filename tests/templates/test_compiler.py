@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiler's design rules, on the tree it makes, and each point where a shortcut could differ from Jinja2."""
+"""The compiler's design rules, checked on its trees, and each point where a shortcut could differ from Jinja2."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def code(source, **options):
 
 
 def both(source, variables=dict, **options):
-    """The text, by ours and by Jinja2's, with fresh variables for each; they have to be the same."""
+    """Render with our environment and with Jinja2's, each with fresh variables; check that both texts are the same."""
     ours = Environment(**options).from_string(source).render(variables())
     theirs = jinja2.Environment(**options).from_string(source).render(variables())
     assert ours == theirs
@@ -134,7 +134,7 @@ def test_output_that_is_one_string_needs_no_list():
 
 def test_pieces_are_not_fused():
     made = code("a{{ x }}b", form="pieces")
-    assert "render_pieces" in made and made.count("yield") == 4  # one that is never reached
+    assert "render_pieces" in made and made.count("yield") == 4  # one is never reached
 
 
 class Formats:
@@ -280,8 +280,8 @@ def test_a_macro_bound_once_is_called_directly():
     assert "macro2(1, missing)" in made
     assert (
         "_call(ctx, l_0_m, b=environment.undefined(name='x') if c_x is missing else c_x, a=1)" in made
-    )  # in another order than the parameters': x is evaluated first
-    assert "_call(ctx, l_0_m, 1, 2, 3)" in made  # raises as it should
+    )  # the arguments are in another order than the parameters, so x is evaluated first
+    assert "_call(ctx, l_0_m, 1, 2, 3)" in made  # too many arguments: the call raises
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_attributes_of_dicts_are_read_in_line():
         both("{{ d.a }}{{ d['a'] }}{{ d.items() if d else '' }}{{ d.missing }}{{ d['items'] }}", lambda d=d: {"d": d})
 
 
-# What users override goes the exact way
+# Overridden methods take the exact path
 
 
 def test_overridden_getattr_and_getitem():
@@ -419,7 +419,7 @@ def test_a_code_generator_of_the_user_is_respected():
     assert OddEnvironment(loader=loader).from_string("{% set x = 1 %}{{ x }}").render() == "odd"
 
 
-# Written out as Python
+# Templates written out as Python modules
 
 
 def test_raw_code_of_a_module_loader(tmp_path):
@@ -477,7 +477,7 @@ def test_lines_of_the_tree_are_the_templates():
         ("{{ 1 }}\n{{ x }}\n{{ fail() }}{{ y }}\n{{ x }}", 3),
         ("{% macro m() %}\n{{ fail() }}{% endmacro %}\n\n{{ m() }}", 2),
         ("{% if x %}\n{% elif fail() %}{% endif %}", 2),
-        ("\n{% for i in\nfail() %}{% endfor %}", 3),  # Jinja2 names the line of the tag
+        ("\n{% for i in\nfail() %}{% endfor %}", 3),  # Jinja2 reports the line of the tag
         ("{% set a %}\n{{ fail() }}{% endset %}", 2),
         ("{% block b %}\n\n{{ fail() }}{% endblock %}", 3),
     ],
@@ -614,7 +614,7 @@ def test_render_block():
 
 
 def _calls(source):
-    """How many functions are called to compile: the same on any machine, however busy."""
+    """Count the function calls of a compile; unlike its time, the count is the same on any machine."""
     environment = Environment()
     made = environment.parse(source)
     compiler = Compiler(environment)

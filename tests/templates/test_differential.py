@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock Jinja2 beside all ways of ours: the features, the shapes, and fresh random templates each time.
+"""Stock Jinja2 compared with all our ways to render: the features, the shapes, and new random templates in each run.
 
-A failure prints the seed: ``python -m ci.differential --seed SEED`` shows it again, and belongs into its SEEDS.
+A failure prints its seed. ``python -m ci.differential --seed SEED`` reproduces the failure; add the seed to SEEDS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = os.environ.get("PROGCACHE_EXAMPLES", "20")
-SHARE = "0.2"  # each run takes other pairs of a template and a group of ways; every way and feature is in each
+SHARE = "0.2"  # each run draws other pairs of a template and a group of ways, but covers all ways and features
 
 
 def differential(*arguments):

@@ -154,7 +154,7 @@ def test_an_edited_template_is_read_again(folder):
     before = environment.digests("k.j2")
     stat = os.stat(folder.path / "i.j2")
     folder(i_j2="newer")
-    os.utime(folder.path / "i.j2", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the size alone tells
+    os.utime(folder.path / "i.j2", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # only the size differs
     text, digests = environment.get_template("k.j2").render_traced()
     assert text == "newer"
     assert digests["i.j2"] == hashlib.sha256(b"newer").hexdigest() != before["i.j2"]
@@ -177,7 +177,7 @@ def test_digests_cover_includes_imports_and_parents(folder):
     }
     assert environment.digests("k.j2") == expected
     template = environment.get_template("k.j2")
-    # The second render finds the imported module made, and still lists what that module imports.
+    # The second render reuses the imported module, and must still list what that module imports.
     assert template.render_traced() == template.render_traced() == ("ig", expected)
 
 

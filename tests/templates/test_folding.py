@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Only what is constant for ever is folded: nothing that a render makes is kept for the next one."""
+"""Constant folding: only true constants are folded, and no object that one render makes reaches the next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILTERS = [
     *("first", "last", "max", "min", "length", "join('-')", "string", "upper", "reject('odd')", "map('first')", "sum"),
     *("groupby(0)", "tojson", "default([])", "xmlattr", "pprint", "map('upper')", "abs"),
 ]
-LAST = itertools.cycle(("list", "join(',')", "first", "list"))  # each comes after each filter, of one base or another
+LAST = itertools.cycle(("list", "join(',')", "first", "list"))  # over all bases, each of them follows each filter
 CHAINS = [
     f"{base}|{first}|{last}" for (base, first), last in zip(itertools.product(BASES, FILTERS), LAST, strict=False)
 ]
@@ -231,7 +231,7 @@ class Forbidding(Environment, SandboxedEnvironment):
 
 @pytest.mark.parametrize("cache", [BytecodeCache, lambda folder: jinja2.FileSystemBytecodeCache(str(folder))])
 def test_what_the_compiler_asks_is_in_the_key(tmp_path, cache):
-    """Each environment that differs in one thing gets its own code, whatever lies in the cache."""
+    """Environments that differ in one setting each get their own code, whatever the cache contains."""
     (tmp_path / "k.j2").write_text("{{ 2**n }}{{ d.a }}{{ d['a'] }}{{ x }}{{ 'a'|upper }}")
     (tmp_path / "cache").mkdir(mode=0o700)
 
@@ -359,7 +359,7 @@ def test_slices_that_cannot_be_taken_are_undefined_where_jinja2_folds_them(undef
     for source in (around % sliced for around in AROUND for sliced in SLICED):
         try:
             template = stock.from_string(source)
-        except (jinja2.UndefinedError, SyntaxError):  # Jinja2's compiler stumbles over its own
+        except (jinja2.UndefinedError, SyntaxError):  # Jinja2's own compiler fails on this source
             continue
         assert rounds(ours.from_string(source)) == rounds(template), source
 

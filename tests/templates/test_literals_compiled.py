@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVRTC itself checks every literal: its bits and its type, as a constant expression."""
+"""Literals in compiled code: NVRTC checks the bits and the type of each one in constant expressions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def include_folder():
 
 
 def compile_source(source, *options):
-    """Compile with NVRTC, nothing suppressed; return its log, empty where there is nothing to say."""
+    """Compile with NVRTC without suppressing warnings; return its log, which is empty if nothing is wrong."""
     from cuda.bindings import nvrtc
 
     flags = [b"--gpu-architecture=compute_80", b"--std=c++17", f"-I{include_folder()}".encode(), *options]
@@ -43,7 +43,7 @@ def compile_source(source, *options):
 
 
 def assert_literals(dtype, expected_bits, literals, header=""):
-    """Each literal has the dtype's C type and the expected bits."""
+    """Check that each literal has the dtype's C type and the expected bits."""
     width, suffix = {1: ("unsigned char", "u"), 2: ("unsigned short", "u"), 4: ("unsigned int", "u")}.get(
         np.dtype(expected_bits.dtype).itemsize, ("unsigned long long", "ull")
     )
@@ -86,7 +86,7 @@ def test_float_literals_have_the_exact_bits(dtype):
 
 
 def test_an_integer_is_rounded_once():
-    # Through a double, 2**60 + 2**36 + 1 would first lose its last bit and then be a tie.
+    # Converted to a double first, 2**60 + 2**36 + 1 would lose its last bit and then be a tie.
     value = 2**60 + 2**36 + 1
     assert float(np.float32(float(value))) == 2.0**60
     assert cuda_literal(value, "float32") == cuda_literal(2**60 + 2**37, "float32")
@@ -111,7 +111,7 @@ def test_bfloat16_literals_have_the_exact_bits():
     values = np.random.default_rng(9).integers(0, 2**32, 200, dtype="u4").view("float32")
     values = values[np.isfinite(values) & (np.abs(values) > 1e-37) & (np.abs(values) < 3e38)]
     bits = values.view("u4").astype("u8")
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")  # nearest, ties to even
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")  # round to nearest, ties to even
     literals = [cuda_literal(value, "bfloat16") for value in values]
     assert_literals("bfloat16", rounded, literals, "#include <cuda_bf16.h>")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our filters, tests and undefined values beside Jinja2's: what goes in, what comes out, what is raised."""
+"""Our filters, tests and undefined values compared with Jinja2's: the same results, and the same errors."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_undefined_values_fail_as_jinja2s(arguments):
             except Exception as error:  # noqa: BLE001  (whatever it is, it has to be the same)
                 outcomes.append((type(error), str(error).replace("jinja2.runtime.", "")))
         assert outcomes[0] == outcomes[1], use
-        if use not in {"hash(u)", "u.__class__", "{u}"}:  # told below
+        if use not in {"hash(u)", "u.__class__", "{u}"}:  # see the next test
             assert outcomes[2] == outcomes[3], use
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One runtime: every name that code may ask for is there, and what users meet passes for Jinja2's own."""
+"""The runtime: it has every name that compiled code may use, and objects that users see pass for Jinja2's own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KNOWN = {*runtime.NAMES, *runtime.JINJA2_NAMES, *runtime.ENVIRONMENT_NAMES}
 
 
 def globals_of(code):
-    """The global names that code reads, and those that it defines."""
+    """Return the global names that code reads, and those that it defines."""
     read, defined = set(), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
@@ -173,7 +173,7 @@ def test_digests_are_of_what_was_rendered(tmp_path):
             last = write("b.j2", f"{{% set v = '{text}' %}}")
             found = template.render_traced(edit=lambda: "")
             assert found == (text, {"m.j2": main, "a.j2": middle, "b.j2": last})
-        # Edited while it is rendered: the digest is that of the text that was used.
+        # b.j2 is edited during the render: its digest is that of the text that was used.
         found = template.render_traced(edit=lambda: write("b.j2", "{% set v = 'too late' %}") and "")
         assert found == (text, {"m.j2": main, "a.j2": middle, "b.j2": last})
 
@@ -402,7 +402,7 @@ def test_an_import_without_context_is_told(tmp_path):
 
 
 def test_compiled_elsewhere_means_the_same(tmp_path):
-    """What a process compiled, another one renders: with the names that T2 lacked, without Jinja2."""
+    """Templates that one process compiled render the same in another process, which doesn't load Jinja2."""
     sources = [
         '{{ "acc" ~ (n + 1) }}',
         "{% autoescape false %}{{ n }}{% endautoescape %}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patterns of Python code, which the template compiler fills in."""
+"""Patterns of Python code that the template compiler fills in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: E501  (a template a line)
-"""Templates rendered without Jinja2 beside Jinja2 itself: text and errors are the same, compiled now or long ago."""
+"""Rendering without Jinja2 compared with Jinja2 itself: text and errors are the same, with new and with stored code."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ PARAMS = {
 
 
 class Stock(jinja2.Environment):
-    """Jinja2 with its own compiler, set up as ours is."""
+    """A stock Jinja2 environment with the settings of ours."""
 
     def __init__(self, ours):
         super().__init__(
@@ -280,7 +280,7 @@ def test_a_hit_in_a_new_process_imports_no_jinja2(tmp_path):
     assert sorted(outputs[1][1]) == sorted(files)
     assert outputs[1][2] is True
     assert "jinja2" in outputs[0][3]
-    # The script itself imports json, and with it re and its kin: those are looked for elsewhere.
+    # The script itself imports json, which imports re and others; the next test checks for those.
     assert not {"jinja2", "markupsafe", "typing", "dataclasses", "hashlib", "pathlib"} & set(outputs[1][3])
 
 

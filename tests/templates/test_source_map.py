@@ -12,7 +12,7 @@ from cuda_progcache.templates import KernelEnvironment, Location, SourceMap
 
 
 def where(source_map):
-    """``template:line`` of each line, with the callers."""
+    """Return ``template:line`` of each line, with its callers; None for a line without an origin."""
     found = []
     for origin in source_map.lines:
         location, chain = origin, []
@@ -170,7 +170,7 @@ TAG = "@"
 
 @st.composite
 def bodies(draw, depth=2):
-    """Lines of a template; each ``@`` becomes the name and number of its line."""
+    """Draw the lines of a template; each ``@`` stands for the name and number of its line."""
     lines = []
     for kind in draw(st.lists(st.integers(0, 9 if depth else 3), max_size=5)):
         left, right = draw(TRIM), draw(TRIM)
