@@ -61,7 +61,7 @@ def client(server):
 
 @pytest.fixture
 def host(server, client, monkeypatch):
-    """A function that makes the leases of one host; ends of flights are remembered for as long as a slow machine needs."""
+    """A function that makes the leases of one host; ends of flights are remembered for as long as slow machines need."""
     monkeypatch.setattr(leases, "REMEMBERED", 600.0)
     made = []
 
