@@ -61,7 +61,7 @@ def client(server):
 
 @pytest.fixture
 def host(server, client, monkeypatch):
-    """A function that makes the leases of one host; ends of flights are remembered for as long as slow machines need."""
+    """A function that makes the leases of one host; ends of flights are remembered long enough for a slow machine."""
     monkeypatch.setattr(leases, "REMEMBERED", 600.0)
     made = []
 
