@@ -213,7 +213,7 @@ def test_methods_and_bound_state(store):
     assert len(entries(store)) == 2
 
 
-# What the key covers
+# The contents of the key
 
 
 def test_body_defaults_and_closures_count(store):
@@ -586,7 +586,7 @@ def test_a_file_that_changes_during_the_run_warns_and_the_result_isnt_saved(stor
     assert entries(store) == []
 
 
-# Trouble
+# Failures
 
 
 def test_trouble_never_costs_a_result(store, tmp_path):

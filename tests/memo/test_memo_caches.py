@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache hierarchy: what each kind of cache promises."""
+"""The cache hierarchy: the promises of each kind of cache."""
 
 from __future__ import annotations
 
