@@ -247,7 +247,7 @@ def _time(side: Side, calls: int, into: list[float]) -> None:
 
 
 def _summary(values: Sequence[float]) -> Measured:
-    low, median, high = statistics.quantiles([*values, *values], n=4, method="inclusive")  # twice: there may be just one
+    low, median, high = statistics.quantiles([*values, *values], n=4, method="inclusive")  # twice: maybe there is one
     ordered, last = sorted(values), len(values) - 1
     p99, p10 = (ordered[min(last, len(values) * percent // 100)] for percent in (99, 10))
     return Measured(median, low, high, statistics.fmean(values), p99, ordered[0], p10, len(values))

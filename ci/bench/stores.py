@@ -92,7 +92,7 @@ def _put(durability: str) -> Callable[[Path], Any]:
 
 
 def _bare_putter(directory: Path, *, sync: bool) -> Callable[[], None]:
-    """Return a function that makes only the system calls for two files, one renamed after writing, one written in place."""
+    """Return a function that makes only the system calls for two files: one is written and renamed, one in place."""
     numbers = itertools.count()
     record = os.urandom(280)
     for tree in ("entries", "records"):
