@@ -52,6 +52,11 @@ class Plan(NamedTuple):
     lasting: bool = True
     real: bool = False
 
+    @property
+    def soon(self) -> bool:
+        """Whether the server is back, with its data, while the leases still wait for it."""
+        return self.lasting and self.away < leases.PATIENCE
+
 
 class Account(NamedTuple):
     """The outcome of a simulation.
@@ -106,8 +111,7 @@ class Account(NamedTuple):
             found.append(f"a host compiled one program {self.most_by_host} times")
         # Leases wait for a server that is back soon. If it comes back later, or empty, each process may be at a compile
         # that no other host knows of.
-        soon = plan.lasting and plan.away < leases.PATIENCE
-        if self.needless > plan.restarts * (plan.hosts if soon else plan.processes):
+        if self.needless > plan.restarts * (plan.hosts if plan.soon else plan.processes):
             found.append(f"{self.needless} needless compiles")
         if not plan.restarts and not plan.kills and (self.extra or self.unpublished):
             found.append(f"{self.extra} extra compiles and {self.unpublished} unpublished programs without any trouble")
@@ -203,8 +207,13 @@ class _Fleet:
         return child
 
     def _worker(self, host: int) -> StandIn | Real:
-        # With so many processes on so few processors, a slow answer isn't the server's fault.
-        cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=30&timeout=60")
+        # Many processes share few processors: a slow answer isn't the server's fault, and a slow process isn't dead.
+        leases.REMEMBERED = 600.0
+        if not self._plan.kills:
+            leases.LIFE = 600.0
+        if self._plan.soon:
+            leases.PATIENCE = 60.0
+        cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=300&timeout=300&write_timeout=300")
         if self._plan.real:
             return Real(cache, self._log, host)
         return StandIn(cache, self._log, host, self._plan.seconds, self._server)

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ci.servers import free_port
+
 
 def why_no_server() -> str | None:
     """Why no server can be started; None where one can."""
@@ -21,14 +23,6 @@ def why_no_server() -> str | None:
 
 #: How often a server that doesn't start is started again.
 _TRIES = 50
-
-
-def _free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 class RedisServer:
@@ -45,7 +39,7 @@ class RedisServer:
     def __init__(self, folder: Path, *, lasting: bool = False) -> None:
         self._folder, self._lasting = folder, lasting
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = False
 
@@ -64,7 +58,7 @@ class RedisServer:
             if started_before:
                 time.sleep(0.1)
             else:
-                self.port = _free_port()
+                self.port = free_port()
         raise RuntimeError(f"no server starts on port {self.port} of the loopback")
 
     def _starts(self) -> bool:

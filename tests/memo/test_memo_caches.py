@@ -483,7 +483,7 @@ class TestCollection:
             at_once(3, lambda t: [cache.save(call(x=[t, [i]], result=[t, i % 3])) for i in range(15)])
         finally:
             stop.set()
-            collector.join(60)
+            collector.join(300)
         assert len([c.fetch() for c in cache.query()]) == 45
 
 

@@ -213,7 +213,7 @@ def test_who_runs_is_known_per_thread():
         ]
         for thread in threads:
             thread.start()
-            thread.join(60)
+            thread.join(300)
         note_child("used")
         assert list(running.get().children) == ["used"]
     assert seen == [[{"name": "g", "key": "inner"}], []]

@@ -28,9 +28,9 @@ from tests.tiers.shelf import Shelf
 
 #: The fixture of each kind of server.
 SERVERS = ("redis_server", "nginx_server", "s3_server")
-DEADLINE = 60.0
+DEADLINE = 300.0
 #: Timeouts that outlast any load of the machine, so that a slow lookup isn't a miss.
-PATIENCE = "connect_timeout=30&timeout=60&write_timeout=60"
+PATIENCE = "connect_timeout=300&timeout=300&write_timeout=300"
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +52,6 @@ def until():
             time.sleep(0.001)
 
     return wait
-
-
-def free_port():
-    """Return a port of this machine on which nothing listens."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
 
 
 def wait_until_listening(port, process, log):
@@ -99,7 +92,7 @@ def redis_server(serve):
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         pytest.skip("no redis-server (apt-get install redis-server)")
-    port = free_port()
+    port = servers.free_port()
     serve("redis", [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--databases", "10000"], port)
     return f"redis://127.0.0.1:{port}"
 
@@ -148,7 +141,7 @@ def real_registry(serve, tmp_path_factory):
     binary = shutil.which("docker-registry")
     if binary is None or shutil.which("skopeo") is None:
         pytest.skip("no docker-registry and skopeo (apt-get install docker-registry skopeo)")
-    folder, port = tmp_path_factory.mktemp("registry"), free_port()
+    folder, port = tmp_path_factory.mktemp("registry"), servers.free_port()
     (folder / "registry.yml").write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/kept}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"

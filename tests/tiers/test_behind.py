@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 from urllib.parse import urlsplit
 
 import pytest
@@ -61,24 +61,19 @@ def compiled(cache, headers, source=SOURCE):
 
 @pytest.fixture
 def nobody():
-    """The URL of a port that accepts connections and never answers, and the list of its connections."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    """The URL of a port that accepts connections and never answers, and a function that counts the connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as kept:
+        server.setblocking(False)
         met = []
 
-        def accept():
-            try:
+        def connections():
+            """Return the number of connections; the system makes them before they are accepted."""
+            with contextlib.suppress(BlockingIOError):
                 while True:
-                    met.append(server.accept())
-            except OSError:
-                return
+                    met.append(kept.enter_context(server.accept()[0]))
+            return len(met)
 
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}?connect_timeout=0.2&timeout=0.3", met
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection, _ in met:
-            connection.close()
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}?connect_timeout=0.2&timeout=0.3", connections
 
 
 WAYS = ("store", "service", "environment")
@@ -157,7 +152,7 @@ def test_a_hit_on_the_disk_imports_nothing_and_asks_nobody(made, nobody, tmp_pat
     script = HIT.format(opened=made.partition("(")[0], made=made)
     told = python(script, SOURCE, headers, CUDA_PROGCACHE_DIR=str(tmp_path / "cache"), CUDA_PROGCACHE_TIERS=url)
     assert told.splitlines() == ["[]", "[]"]
-    assert met == []
+    assert met() == 0
 
 
 def test_a_hit_of_plain_redis_loads_no_tls(redis_url, tmp_path, headers, other_machine, python):
@@ -171,15 +166,19 @@ def test_a_hit_of_plain_redis_loads_no_tls(redis_url, tmp_path, headers, other_m
     assert python(script, SOURCE, headers, **place).splitlines()[-1] == "False"
 
 
-def test_a_tier_that_answers_nobody_costs_no_program(nobody, tmp_path, headers):
+def test_a_tier_that_answers_nobody_costs_no_program(nobody, tmp_path, headers, other_machine):
     """Another store of the process knows that the tier is out of use."""
     url, met = nobody
-    with pytest.warns(ProgCacheWarning, match=r"127\.0\.0\.1"):
-        for folder in ("first", "second"):
-            with FileStreamProgramCache(tmp_path / folder, tiers=[f"{url}&mode=ro"]) as cache:
-                assert compiled(cache, headers).digest
-                assert compiled(cache, headers).hit
-    assert len(met) == 1
+    tries = itertools.count()
+    while not met():  # a busy machine may use up the time before it connects
+        other_machine()
+        place = tmp_path / f"try {next(tries)}"
+        with pytest.warns(ProgCacheWarning, match=r"127\.0\.0\.1"):
+            for folder in ("first", "second"):
+                with FileStreamProgramCache(place / folder, tiers=[f"{url}&mode=ro"]) as cache:
+                    assert compiled(cache, headers).digest
+                    assert compiled(cache, headers).hit
+    assert met() == 1
 
 
 def test_the_end_of_a_store_waits_for_no_tier_that_is_out_of_use(nobody, tmp_path, headers):
@@ -254,7 +253,7 @@ def test_mode_off_asks_nobody(nobody, tmp_path, headers):
     url, met = nobody
     cache = CompileService(tmp_path / "cache", mode="off", tiers=[url]).cache
     assert not compiled(cache, headers).hit
-    assert met == []
+    assert met() == 0
 
 
 def test_a_tier_that_only_reads_takes_nothing(filled, tmp_path, headers, open_url):
@@ -325,7 +324,7 @@ def test_a_worker_gets_the_secrets_and_nobody_else(tmp_path, monkeypatch):
 COMMAND = """
 from cuda_progcache.cli import main
 from cuda_progcache.store.tiers import write_back
-write_back.AT_EXIT = 60.0
+write_back.AT_EXIT = 300.0
 main()
 """
 
@@ -352,13 +351,15 @@ def test_what_is_sent_after_a_stores_end_is_counted(redis_url, tmp_path):
         FileStreamProgramCache(tmp_path, tiers=[redis_url]).publish(b"k", b"cubin", {})
 
     with redis.Redis(port=urlsplit(redis_url).port) as server:
-        server.client_pause(60_000, all=False)  # only writes
-        publish()
-        gc.collect()
-        (tier,) = behind.stores((parse_tier(redis_url),))
-        assert tier.tier().stored == 0  # the write is still under way
-        server.client_unpause()
-    assert tier.flush(60)
+        server.client_pause(600_000, all=False)  # only writes
+        try:
+            publish()
+            gc.collect()
+            (tier,) = behind.stores((parse_tier(redis_url),))
+            assert tier.tier().stored == 0  # the write is still under way
+        finally:
+            server.client_unpause()
+    assert tier.flush(300)
     counted = tally.counted(Root(str(tmp_path), shared=False), tier.name)
     assert (counted.stored, counted.bytes_out) == (1, tier.tier().bytes_out)
 

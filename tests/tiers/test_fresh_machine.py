@@ -23,7 +23,7 @@ PROGRAMS = ((PLAIN, ()), (HEADED, ()), (TYPED, ("typed<int>",)))
 for folder, (code, names) in ((folder, program) for folder in folders for program in PROGRAMS):
     options = ProgramOptions(arch="sm_80", include_path=[folder])
     program = Program(code, "c++", options).compiled("cubin", names, cache=stack)
-    assert stack.flush(60)
+    assert stack.flush(300)
     print("hit" if program.hit else f"compiled {program.reason}", len(program.symbol_mapping), program.digest)
 stack.close()
 """

@@ -26,11 +26,11 @@ from cuda_progcache.store.tiers.settings import parse_tier
 
 NAME = "v1/programs/ab/cdef"
 LIMIT = 1 << 20
-PATIENCE = "connect_timeout=30&timeout=60&write_timeout=60"
+PATIENCE = "connect_timeout=300&timeout=300&write_timeout=300"
 
 
 def later():
-    return time.monotonic() + 60
+    return time.monotonic() + 300
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,8 @@ from cuda_progcache.store.tiers.upkeep import sync
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = b"a key"
+#: What no load of the machine outlasts.
+PATIENCE = {"tls": "no", "connect_timeout": 300, "timeout": 300}
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,7 @@ def opened(registry):
     """A function that opens an image of the registry."""
 
     def make(reference=":tag", **options):
-        given = "&".join(f"{name}={value}" for name, value in {"tls": "no", "timeout": 60, **options}.items())
+        given = "&".join(f"{name}={value}" for name, value in {**PATIENCE, **options}.items())
         return open_tier(parse_tier(f"oci://{registry.host}/team/kernels{reference}?{given}"))
 
     return make
@@ -138,7 +140,7 @@ def test_an_image_is_pulled_once_and_found_there_ever_after(registry, opened, fi
 
 
 def test_trouble_says_what_to_do(registry, opened):
-    for how, said in (({}, "no such image (404)"), ({"tls": "yes"}, "tls=no")):
+    for how, said in (({}, "no such image (404)"), ({"tls": "yes", "connect_timeout": 0.5}, "tls=no")):
         with pytest.warns(ProgCacheWarning, match=re.escape(said)):
             assert opened(":never-pushed", **how).load(KEY) is None
     realm = {"WWW-Authenticate": f'Bearer realm="http://{registry.host}/token"'}
@@ -396,7 +398,7 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
             assert tier.load(b"not signed") is None
         assert tier.find_manifest(manifest_name) is None
-    trusting = f"?tls=no&trust=signed&keys={public}"
+    trusting = f"?tls=no&connect_timeout=300&timeout=300&trust=signed&keys={public}"
     for reference, found in ((":tag", None), (f"@{manifest['digest']}", content)):
         tier = opened(reference, trust="signed", keys=public)
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
@@ -419,11 +421,11 @@ def test_the_end_of_a_store_waits_for_no_pull(registry, opened, images, filled, 
     digest = registry.image(filled[1])
     (path,) = (path for path in registry.answers if "/blobs/" in path)
     answer, asked, gate = registry.answers[path], threading.Event(), threading.Event()
-    registry.answers[path] = lambda _: (asked.set(), gate.wait(60), answer)[2]
+    registry.answers[path] = lambda _: (asked.set(), gate.wait(300), answer)[2]
     tier = opened(timeout=0.5)
     with pytest.warns(ProgCacheWarning, match="took too long"):
         assert tier.load(KEY) is None
-    assert asked.wait(60)
+    assert asked.wait(300)
     tier.close()
     assert not images.exists() or digest.replace(":", "-") not in os.listdir(images)
     gate.set()
@@ -484,7 +486,7 @@ print(tier.load(b"a key").data.decode(), flush=True)
 @pytest.mark.parametrize("who", ["this", "forked"])
 def test_an_image_that_another_process_uses_stays(registry, opened, filled, images, who):
     digest = registry.image(filled[1])
-    url = f"oci://{registry.host}/team/kernels:tag?tls=no&timeout=60"
+    url = f"oci://{registry.host}/team/kernels:tag?tls=no&connect_timeout=300&timeout=300"
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, url, who], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -519,7 +521,7 @@ def test_a_real_registry(real_registry, tmp_path):
     )  # fmt: skip
     (named,) = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"]
     for number, reference in enumerate((":v1", f"@{named['digest']}")):
-        tier = f"oci://{real_registry}/team/kernels{reference}?tls=no&timeout=60"
+        tier = f"oci://{real_registry}/team/kernels{reference}?tls=no&connect_timeout=300&timeout=300"
         with FileStreamProgramCache(tmp_path / f"there-{number}", durability="none", tiers=[tier]) as there:
             found = compiled(there)
             assert (found.hit, found.data) == (True, made.data)

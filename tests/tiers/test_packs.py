@@ -28,7 +28,7 @@ from cuda_progcache.store.tiers import behind, packs, sides, upkeep
 from cuda_progcache.store.tiers.upkeep import collect, sync
 
 LOCK, OTHER = "ab" * 32, "cd" * 32
-LATER = 60.0
+LATER = 300.0
 MADE_UP = "manifests/aa/" + "aa" * 31
 MANIFEST = """
 format = 1

@@ -30,7 +30,7 @@ from cuda_progcache.store.records import Version, encode, encode_record
 from cuda_progcache.store.tiers.envelope import pack, unpack
 from cuda_progcache.store.tiers.sides import MANIFESTS, Item, side
 from cuda_progcache.store.tiers.upkeep import sync
-from tests.tiers.conftest import place_on
+from tests.tiers.conftest import PATIENCE, place_on
 
 KEY, OTHER = b"a key", b"another key"
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
@@ -92,7 +92,7 @@ def misses(store, key, match):
 def published(publisher, *keys):
     for key in keys:
         assert publisher.publish(key, b"binary of " + key, {"name": key.decode()})
-    assert publisher.flush(60)
+    assert publisher.flush(300)
 
 
 def test_what_was_signed_is_used_with_its_record(publisher, reader):
@@ -155,7 +155,7 @@ def test_a_program_under_an_old_key_schema_is_not_used(publisher, reader, attack
         old = compiled(publisher)
     schema._recipe.cache_clear()
     new = compiled(publisher)
-    assert publisher.flush(60)
+    assert publisher.flush(300)
     assert old.digest != new.digest
     stale = attacker.get(f"pc1:{{{old.digest}}}:e")
     data, version = unpack(old.digest, stale)
@@ -175,7 +175,7 @@ def test_a_forged_header_manifest_is_not_used(publisher, reader, attacker, tmp_p
         return Program(code, "c++", options).compiled("cubin", cache=cache)
 
     assert not compiled(publisher).hit
-    assert publisher.flush(60)
+    assert publisher.flush(300)
     (name,) = [key.decode() for key in attacker.keys("*}:m") if b"v.h" in attacker.get(key)][:1]
     digest = name[5:-3]
     content, version = unpack(digest, attacker.get(name))
@@ -204,7 +204,7 @@ def test_an_unsigned_manifest_leads_to_no_signed_program(
     header.write_text("#define V 1\n")
     always.write_bytes(b"")
     old = headers_program(tmp_path).compiled("cubin", cache=publisher)
-    assert publisher.flush(60)
+    assert publisher.flush(300)
     unsigned, layer = elsewhere, tmp_path / "layer"
     with FileStreamProgramCache(layer) as made:
         made.publish(KEY, b"data", {})
@@ -216,7 +216,7 @@ def test_an_unsigned_manifest_leads_to_no_signed_program(
             one.update(absent=[], perhaps=[], present=[], links=[], stands_for=identity)
         elsewhere.keep_manifest(name, json.dumps(manifest).encode())
         merge_manifest(str(layer), name, json.dumps(manifest).encode())
-    assert elsewhere.flush(60)
+    assert elsewhere.flush(300)
     if kind == "layer":
         unsigned = open_url(f"file://{layer}")
     header.write_text("#define V 2\n")
@@ -244,10 +244,10 @@ def test_a_publisher_signs_no_header_sets_of_others(publisher, reader, anyone, r
             opened.close()
         else:
             publisher.keep_manifest(name, content)
-            assert publisher.flush(60)
+            assert publisher.flush(300)
 
     anyone.keep_manifest(name, manifest_of(SETS[0]))
-    assert anyone.flush(60)
+    assert anyone.flush(300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ProgCacheWarning)
         publish(manifest_of(SETS[1]))
@@ -262,15 +262,15 @@ def test_sync_keeps_the_signatures_of_manifests(publisher, elsewhere, open_url, 
     published(publisher, KEY)
     signed = f"trust=signed&keys={pair[1]}"
     there = elsewhere.engine.name
-    assert sync(f"{redis_url}&{signed}", there).manifests == 1
-    assert open_url(f"{there}?timeout=60&write_timeout=60&{signed}&mode=ro").find_manifest(name) == content
-    assert sync(f"{redis_url}&{signed}", there).manifests == 0
+    assert sync(f"{redis_url}&{signed}", f"{there}?{PATIENCE}").manifests == 1
+    assert open_url(f"{there}?{PATIENCE}&{signed}&mode=ro").find_manifest(name) == content
+    assert sync(f"{redis_url}&{signed}", f"{there}?{PATIENCE}").manifests == 0
     more = for_elsewhere(HeaderSet(probes=("<a> in b: missing",)))
     elsewhere.keep_manifest(name, more)
-    assert elsewhere.flush(60)
-    before = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 60)
-    assert sync(f"{redis_url}&{signed}", there).manifests == 0, "it has all of it"
-    after = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 60)
+    assert elsewhere.flush(300)
+    before = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 300)
+    assert sync(f"{redis_url}&{signed}", f"{there}?{PATIENCE}").manifests == 0, "it has all of it"
+    after = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 300)
     assert after == before
 
 
@@ -284,15 +284,15 @@ def test_a_huge_manifest_is_not_read(anyone, redis_url, open_url, attacker):
 
 def test_a_copy_is_signed_only_if_somebody_vouches_for_it(publisher, reader, elsewhere, open_url, pair):
     """A hit in a slower tier is copied to the faster ones, although this machine didn't compile it."""
-    signing = open_url(f"{elsewhere.engine.name}?timeout=60&write_timeout=60&sign_key={pair[0]}")
+    signing = open_url(f"{elsewhere.engine.name}?{PATIENCE}&sign_key={pair[0]}")
     signing.publish(OTHER, b"signed", {})
     elsewhere.publish(KEY, b"malware", {})
-    assert signing.flush(60)
-    assert elsewhere.flush(60)
+    assert signing.flush(300)
+    assert elsewhere.flush(300)
     stack = ProgramCacheStack((publisher, elsewhere))
     assert stack.load(KEY).data == b"malware", "which is what trust=anyone says"
     assert stack.load(OTHER).data == b"signed"
-    assert stack.flush(60)
+    assert stack.flush(300)
     assert reader.load(KEY) is None
     assert reader.load(OTHER).data == b"signed"
 
@@ -412,7 +412,7 @@ def test_a_thief_of_a_read_token_changes_nothing(redis_server, redis_url, open_u
     thief.publish(KEY, b"malware", {})
     thief.publish(OTHER, b"malware", {})
     with pytest.warns(ProgCacheWarning, match="permissions") as told:
-        assert thief.flush(60)
+        assert thief.flush(300)
     assert not any(token in str(warning.message) for warning in told)
     assert (thief.tier().stored, thief.tier().waiting) == (0, 2)
     assert token not in repr(thief) + repr(thief.tier())
@@ -424,7 +424,7 @@ def test_a_publisher_whose_key_is_gone_publishes_nothing_unsigned(redis_url, ope
     publisher = open_url(f"{redis_url}&sign_key={tmp_path / 'gone.pem'}")
     publisher.publish(KEY, b"data", {})
     with pytest.warns(ProgCacheWarning, match="can't read the signing key"):
-        assert publisher.flush(60)
+        assert publisher.flush(300)
     assert attacker.keys("pc1:*") == []
 
 

@@ -45,7 +45,7 @@ def certificates(tmp_path_factory):
 def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates):
     stalls = trouble in STALLS
     # A server that answers gets all the time that a busy machine may need.
-    times = (0.2, 0.3, 0.3) if stalls else (30.0, 30.0, 30.0)
+    times = (0.2, 0.3, 0.3) if stalls else (300.0, 300.0, 300.0)
     outcome = tier_faults.try_trouble(tier, trouble, certificates, times, LOOK_UPS, 3)
     assert outcome.raised == ()
     assert outcome.wrong == 0
@@ -62,7 +62,7 @@ def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates)
 
 def test_what_sends_rubbish_is_not_taken_for_well_again():
     with FaultyServer("http", "HTML in place of the object") as server:
-        tier = open_tier(parse_tier(f"http://127.0.0.1:{server.port}/prefix?connect_timeout=30&timeout=30"))
+        tier = open_tier(parse_tier(f"http://127.0.0.1:{server.port}/prefix?connect_timeout=300&timeout=300"))
         with pytest.raises(StoreError, match="something other than what was asked for"):
             tier._probe()
 
@@ -79,7 +79,7 @@ def test_while_all_threads_are_stuck_a_call_fails_at_once(monkeypatch, until):
     assert not deadline.aside(lambda: 1)
     gate.set()
     until(lambda: deadline._threads.stuck == 0)
-    assert deadline.within(time.monotonic() + 60, lambda: 1) == 1
+    assert deadline.within(time.monotonic() + 300, lambda: 1) == 1
 
 
 def test_a_dead_resolver_holds_nobody(python, tmp_path):
