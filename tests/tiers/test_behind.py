@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiers behind a directory: what was compiled on another machine is a hit here, by every way in and in every mode."""
+"""Tiers behind a directory: what another machine compiled is a hit, through every interface and in every mode."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("own_tiers")
 
 @pytest.fixture
 def other_machine(monkeypatch):
-    """Go on as another process would, which knows nothing of tiers yet."""
+    """A function that forgets all opened tiers, as if this were another process."""
     return lambda: monkeypatch.setattr(behind, "_opened", {})
 
 
@@ -61,13 +61,13 @@ def compiled(cache, headers, source=SOURCE):
 
 @pytest.fixture
 def nobody():
-    """The URL of a port that takes connections and answers none, and what tells how many there were."""
+    """The URL of a port that accepts connections and never answers, and a function that counts the connections."""
     with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as kept:
         server.setblocking(False)
         met = []
 
         def connections():
-            """How many there were; the system makes them without our help."""
+            """Return the number of connections; the system makes them before they are accepted."""
             with contextlib.suppress(BlockingIOError):
                 while True:
                     met.append(kept.enter_context(server.accept()[0]))
@@ -99,15 +99,15 @@ def test_what_another_machine_has_compiled_is_a_hit(way, tier_url, tmp_path, hea
         assert (found.hit, found.data, found.digest) == (True, made.data, made.digest)
         assert found.record["components"] == made.record["components"]
         assert (second.stats().hits, second.stats().misses) == (1, 0)
-        assert second.stats().all_time.hits == 1  # the tier's own count is no use of the directory
+        assert second.stats().all_time.hits == 1  # the tier's own lookup doesn't count as a use of the directory
         assert [level.hits for level in second.stats().levels] == [1]
     other_machine()
-    with cache("second", "redis://127.0.0.1:1") as alone:  # it is here now, and so is what leads to it
+    with cache("second", "redis://127.0.0.1:1") as alone:  # the program and its manifest are on the disk now
         assert compiled(alone, headers).hit
 
 
 def test_cuda_core_finds_it_too(redis_url, tmp_path, other_machine):
-    """A store in the hands of ``cuda.core`` is a mapping."""
+    """``cuda.core`` uses a store as a mapping."""
     with FileStreamProgramCache(tmp_path / "first", tiers=[redis_url]) as first:
         first[b"key"] = b"program"
     other_machine()
@@ -132,7 +132,7 @@ def test_what_proved_wrong_is_removed_from_the_tier_as_well(redis_url, tmp_path,
         assert not compiled(second, headers).hit
 
 
-#: Compiles a program that is there, and says what was imported for it.
+#: Compiles a program that is a hit, and prints what was imported for it.
 HIT = """
 import sys
 from cuda_progcache import {opened}, Program, ProgramOptions
@@ -156,7 +156,7 @@ def test_a_hit_on_the_disk_imports_nothing_and_asks_nobody(made, nobody, tmp_pat
 
 
 def test_a_hit_of_plain_redis_loads_no_tls(redis_url, tmp_path, headers, other_machine, python):
-    """Importing it takes longer than the hit."""
+    """Importing ssl takes longer than the hit."""
     with FileStreamProgramCache(tmp_path / "first", tiers=[redis_url]) as first:
         compiled(first, headers)
     other_machine()
@@ -167,10 +167,10 @@ def test_a_hit_of_plain_redis_loads_no_tls(redis_url, tmp_path, headers, other_m
 
 
 def test_a_tier_that_answers_nobody_costs_no_program(nobody, tmp_path, headers, other_machine):
-    """And another store of the process knows that it is out of order."""
+    """Another store of the process knows that the tier is out of use."""
     url, met = nobody
     tries = itertools.count()
-    while not met():  # a busy machine may take all of the time before it connects
+    while not met():  # a busy machine may use up the time before it connects
         other_machine()
         place = tmp_path / f"try {next(tries)}"
         with pytest.warns(ProgCacheWarning, match=r"127\.0\.0\.1"):
@@ -182,13 +182,13 @@ def test_a_tier_that_answers_nobody_costs_no_program(nobody, tmp_path, headers, 
 
 
 def test_the_end_of_a_store_waits_for_no_tier_that_is_out_of_use(nobody, tmp_path, headers):
-    """What waits for it is the thread's business, and the process's end's."""
+    """Waiting for its writes is left to the writer thread and to the end of the process."""
     cache = FileStreamProgramCache(tmp_path, tiers=[nobody[0]])
     with pytest.warns(ProgCacheWarning):
         compiled(cache, headers)
     tier = cache._stack.levels[1]
     assert tier.breaker.state == "open"
-    tier.close = None  # whoever calls it fails
+    tier.close = None  # a call would fail
     cache.close()
 
 
@@ -202,7 +202,7 @@ def test_a_tier_that_cannot_be_opened_is_left_out(tmp_path, headers):
 
 @pytest.mark.parametrize("mode", ["rw", "ro", "frozen"])
 def test_a_layer_that_is_missing_is_named_in_every_mode(mode, tmp_path, headers, monkeypatch):
-    """A frozen host whose layer isn't mounted must not only say that it lacks a program."""
+    """A frozen host whose layer isn't mounted must not report only the missing program."""
     monkeypatch.setenv("CUDA_PROGCACHE", mode)
     outcome = pytest.raises(FrozenMissError) if mode == "frozen" else contextlib.nullcontext()
     cache = FileStreamProgramCache(tmp_path / "cache", tiers=[f"file://{tmp_path}/no-layer"])
@@ -212,7 +212,7 @@ def test_a_layer_that_is_missing_is_named_in_every_mode(mode, tmp_path, headers,
 
 @pytest.fixture
 def filled(redis_url, tmp_path, headers, other_machine):
-    """A tier that another machine has filled with one program."""
+    """The URL of a tier that another machine has filled with one program."""
     with FileStreamProgramCache(tmp_path / "first", tiers=[redis_url]) as first:
         compiled(first, headers)
     other_machine()
@@ -234,7 +234,7 @@ WAYS_TO_READ = {
 
 @pytest.mark.parametrize("way", WAYS_TO_READ)
 def test_modes_that_only_read_write_nothing_here_or_there(way, filled, tmp_path, headers, open_url):
-    """What the tier has is a hit; the directory stays as it was, and what is compiled goes nowhere."""
+    """A program in the tier is a hit; the directory stays as it was, and new programs are stored nowhere."""
     FileStreamProgramCache(tmp_path / "second").close()
     before = files(tmp_path / "second")
     cache = WAYS_TO_READ[way](tmp_path / "second", filled)
@@ -267,7 +267,7 @@ def test_a_tier_that_only_reads_takes_nothing(filled, tmp_path, headers, open_ur
 
 
 def test_a_layer_is_a_tier(tmp_path, headers):
-    """A directory that another one lies before: in an image, or on a mount."""
+    """A layer is a directory below the cache: in an image, or on a mount."""
     with FileStreamProgramCache(tmp_path / "layer") as layer:
         compiled(layer, headers)
     before = files(tmp_path / "layer")
@@ -294,7 +294,7 @@ def test_where_the_default_directory_cannot_be_made_there_are_tiers_all_the_same
 
 
 def test_a_worker_process_reaches_the_tiers(redis_url, tmp_path, other_machine):
-    """What a prewarm's worker compiles is published before it answers: it may be killed then."""
+    """A prewarm's worker publishes its program before it answers, because it may be killed after that."""
     library = KernelLibrary()
     wanted = Wanted("axpby", {}, "sm_80")
     service = CompileService(tmp_path / "first", tiers=[redis_url])
@@ -310,7 +310,7 @@ def test_a_worker_process_reaches_the_tiers(redis_url, tmp_path, other_machine):
 
 def test_a_worker_gets_the_secrets_and_nobody_else(tmp_path, monkeypatch):
     secret = "geheim-7f3a"
-    monkeypatch.setenv("TIER_PASSWORD", secret)  # which workers don't have
+    monkeypatch.setenv("TIER_PASSWORD", secret)  # workers don't have this variable
     service = CompileService(tmp_path, tiers=["redis://:${TIER_PASSWORD}@h", f"https://{secret}@i"])
     told = json.dumps(service._compiler.settings)
     monkeypatch.delenv("TIER_PASSWORD")
@@ -320,7 +320,7 @@ def test_a_worker_gets_the_secrets_and_nobody_else(tmp_path, monkeypatch):
     assert secret not in repr([cache.tiers, cache, cache.settings, service.cache.settings, service.cache.stats()])
 
 
-#: The command, whose end waits for all that it has published.
+#: The command line, which waits at its end for all that it has published.
 COMMAND = """
 from cuda_progcache.cli import main
 from cuda_progcache.store.tiers import write_back
@@ -351,12 +351,12 @@ def test_what_is_sent_after_a_stores_end_is_counted(redis_url, tmp_path):
         FileStreamProgramCache(tmp_path, tiers=[redis_url]).publish(b"k", b"cubin", {})
 
     with redis.Redis(port=urlsplit(redis_url).port) as server:
-        server.client_pause(600_000, all=False)  # writes alone
+        server.client_pause(600_000, all=False)  # only writes
         try:
             publish()
             gc.collect()
             (tier,) = behind.stores((parse_tier(redis_url),))
-            assert tier.tier().stored == 0  # so it is still under way, and this test sees what there is
+            assert tier.tier().stored == 0  # the write is still under way
         finally:
             server.client_unpause()
     assert tier.flush(300)

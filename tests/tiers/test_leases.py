@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One compile per program among hosts: a lost lease costs a second compile, never a wrong or a lost one."""
+"""One compile per program among hosts: a lost lease costs a second compile, never a wrong or missing program."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from cuda_progcache.store.tiers.settings import parse_tier
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 
-#: A lease that no load of the machine lets run out, and one that a test waits for.
+#: The life in seconds of a lease that outlasts any load of the machine, and of a lease whose end a test awaits.
 LONG, SHORT = 600.0, 0.6
-#: What no load of the machine outlasts.
+#: Timeouts that outlast any load of the machine.
 PATIENCE = "connect_timeout=300&timeout=300&write_timeout=300"
 CHILD = """
 import sys
@@ -64,7 +64,7 @@ def client(server):
 
 @pytest.fixture
 def host(server, client, monkeypatch):
-    """Make the leases of one host's process; word of an end is kept for as long as a slow machine needs."""
+    """A function that makes the leases of one host; ends of flights are remembered long enough for a slow machine."""
     monkeypatch.setattr(leases, "REMEMBERED", 600.0)
     made = []
 
@@ -78,22 +78,22 @@ def host(server, client, monkeypatch):
 
 
 def url_of(server):
-    """A server's URL, with patience."""
+    """Return a server's URL, with long timeouts."""
     return f"{server.url}?{PATIENCE}"
 
 
 def patient(server):
-    """The settings of a tier there."""
+    """Return the settings of a tier on a server, with long timeouts."""
     return parse_tier(url_of(server))
 
 
 def give(settings, seconds):
-    """Have calls take so long at most from now on."""
+    """Limit the time of later calls to so many seconds."""
     vars(settings)["timeout"] = seconds
 
 
 class Tier:
-    """What all hosts see, and how often it was filled."""
+    """The tier that all hosts see, and a list of the hosts that compiled for it."""
 
     def __init__(self, kept=True):
         self.compiles, self.kept, self.held, self.error = [], None if kept else False, None, None
@@ -126,7 +126,7 @@ def until(said):
 
 
 def waiting(client, count):
-    """Whether so many listen for the end of a flight."""
+    """Return whether ``count`` clients listen for the end of a flight."""
     return dict(client.pubsub_numsub("pc1:{f}"))[b"pc1:{f}"] == count
 
 
@@ -146,7 +146,7 @@ def test_hosts_share_one_compile(host, client):
 
 
 def test_one_who_looked_before_the_end_and_asks_after_it_looks_again(host):
-    """Else a program that lands between a miss and the question for the lease would be compiled twice."""
+    """Otherwise a program that arrives between a miss and the request for the lease would be compiled twice."""
     tier = Tier()
     assert host().lead("f", lambda: tier.compile(0), lambda: None, 600.0) == b"binary"
     assert host().lead("f", never, tier.look_up, 600.0) == b"binary"
@@ -176,7 +176,7 @@ def test_the_threads_and_processes_of_a_host_ask_once(host, tmp_path, client):
 
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_flight_without_a_result_keeps_nobody(host, client, raises):
-    """All who waited compile for themselves at once: one by one, each would wait for the failures of the others."""
+    """All waiting hosts compile at once. In turn, each would wait for the failures of the others."""
     tier, go = Tier(kept=False), threading.Event()
     tier.error = ValueError("refused") if raises else None
     with ThreadPoolExecutor(3) as pool:
@@ -306,7 +306,7 @@ def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, m
 
 
 def lose(server, cache, make=lambda n: b"made"):
-    """Kill a server that was in use, and have look-ups and compiles find out."""
+    """Kill a server that was in use, and make lookups and compiles that notice."""
     assert cache.load(b"k") is None
     assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
     server.kill()
@@ -317,7 +317,7 @@ def lose(server, cache, make=lambda n: b"made"):
 
 
 def test_hosts_share_one_compile_though_the_server_is_restarted_meanwhile(tmp_path, monkeypatch):
-    """Look-ups find it gone first, and put it out of use as a tier; as what keeps the leases it is waited for."""
+    """Lookups notice first and stop using the server as a tier; as the keeper of leases, it is waited for."""
     monkeypatch.setattr(leases, "PATIENCE", 600.0)
     with RedisServer(tmp_path / "redis", lasting=True) as server, ThreadPoolExecutor(1) as pool:
         cache = FileStreamProgramCache(tmp_path / "a", tiers=[url_of(server)])
@@ -331,7 +331,7 @@ def test_hosts_share_one_compile_though_the_server_is_restarted_meanwhile(tmp_pa
 
 
 def test_a_server_that_refuses_is_asked_before_each_compile(tmp_path, monkeypatch):
-    """Which costs nothing, and finds it as soon as it is back; nobody else looks after it here."""
+    """The request costs nothing and shows when the server is back; nothing else checks the server in this test."""
     monkeypatch.setattr(leases, "PATIENCE", 0.0)
     monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
     with RedisServer(tmp_path / "redis") as server:
@@ -438,10 +438,10 @@ LEASED, HELD = b"*2\r\n$6\r\nleased\r\n$1\r\n1\r\n", b"*2\r\n$4\r\nheld\r\n$0\r\
 
 @pytest.fixture
 def mortal(monkeypatch):
-    """A server that keeps no program and gives every lease, until it answers nobody; it counts whom it leaves waiting.
+    """A server that stores no program and grants every lease, until it stops answering.
 
-    ``dead`` has the commands that it doesn't answer any more, ``waiting`` those that it has left; with ``held`` set,
-    every lease is another's. What it answers last shortens the time of further calls.
+    ``dead`` has the commands that it no longer answers, and ``waiting`` those that it left unanswered. With ``held``
+    set, every lease belongs to another host. With ``dead`` set, each request shortens the timeout of calls.
     """
 
     def answer(speaks, asked, body):
@@ -482,7 +482,7 @@ def test_a_server_of_programs_and_leases_that_dies_is_waited_for_once(mortal, fi
 
 
 def test_who_got_a_lease_only_at_the_second_try_looks_again_first(monkeypatch):
-    """The look before it may have failed as the first try did."""
+    """The lookup before it may have failed like the first try."""
     monkeypatch.setattr(leases, "PATIENCE", 600.0)
     answers = [b"-LOADING the dataset\r\n", LEASED, b":1\r\n"]
     monkeypatch.setitem(TROUBLES["redis"], "loading", lambda *_: [answers.pop(0)])
@@ -502,7 +502,7 @@ def test_a_server_in_trouble_is_checked_until_the_leases_are_closed(monkeypatch)
     monkeypatch.setitem(TROUBLES["redis"], "broken", lambda *_: [asked.append(1) or b"-ERR out of order\r\n"])
     with FaultyServer("redis", "broken") as running:
         one = FleetLeases(parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=30"), life=SHORT)
-        for _ in range(2):  # it can be used once it is closed, and closed again
+        for _ in range(2):  # after close() it can be used again, and closed again
             assert one.lead("f", lambda: b"made", never, 0.0) == b"made"
             heart, asked[:] = one._heart, []
             until(lambda: len(asked) > 3)
@@ -521,7 +521,7 @@ def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
 
 
 def test_half_a_message_holds_no_waiter(monkeypatch):
-    """It is waited for as long as for none, and what comes of that connection later is not taken for a message."""
+    """It costs no more time than no message, and later data on that connection isn't taken for a message."""
     looks = []
 
     def answer(speaks, asked, body):

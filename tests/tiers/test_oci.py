@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in a registry as a tier that is read: pulled once, believed by digests, and unpacked without hazards."""
+"""OCI images as read-only tiers: pulled once, verified by digest, and unpacked safely."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ PATIENCE = {"tls": "no", "connect_timeout": 300, "timeout": 300}
 
 @pytest.fixture(autouse=True)
 def images(tmp_path, monkeypatch):
-    """Where images are unpacked."""
+    """The folder in which images are unpacked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     return tmp_path / "user-cache" / "cuda-progcache-images"
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    """A cache with one program, and the bytes of its image's layer."""
+    """The folder of a cache with one program, and the bytes of its image's layer."""
     folder = tmp_path_factory.mktemp("filled")
     with FileStreamProgramCache(folder / "cache", durability="none") as cache:
         cache.publish(KEY, b"binary", {"name": "k"})
@@ -61,7 +61,7 @@ def sha256(data):
 
 
 class Registry:
-    """A registry that says what it is told to say: what a hostile one may."""
+    """A registry that gives prepared answers, as a hostile one could."""
 
     def __init__(self):
         self.answers, self.asked = {}, []
@@ -90,7 +90,7 @@ class Registry:
         return told(headers) if callable(told) else told
 
     def image(self, layer, *, size=None, digest=None, **more):
-        """Have an image of this layer; its manifest's digest."""
+        """Add an image with this layer; return the digest of its manifest."""
         about = {"mediaType": LAYER, "digest": digest or sha256(layer), "size": len(layer) if size is None else size}
         return self.manifest({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [about], **more}, layer)
 
@@ -113,7 +113,7 @@ def registry():
 
 @pytest.fixture
 def opened(registry):
-    """Open an image of the registry's."""
+    """A function that opens an image of the registry."""
 
     def make(reference=":tag", **options):
         given = "&".join(f"{name}={value}" for name, value in {**PATIENCE, **options}.items())
@@ -199,7 +199,7 @@ def member(name, content=b"x", **more):
 
 
 def archive(*members, entries=True):
-    """A compressed layer of these, after what a cache directory has."""
+    """Return a compressed layer of the members, by default after an entry as a cache directory has it."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         if entries:
@@ -253,7 +253,7 @@ def test_hazards_in_a_layer_refuse_it_whole(registry, opened, images, hazard, tm
 
 def test_a_cache_that_cannot_be_written_is_named(registry, opened, images, filled):
     registry.image(filled[1])
-    images.parent.write_bytes(b"")  # a file in its place
+    images.parent.write_bytes(b"")  # a file where a directory should be
     tier = opened()
     with pytest.warns(ProgCacheWarning, match=f"can't unpack the image in {images} "):
         assert tier.load(KEY) is None
@@ -277,7 +277,7 @@ def test_bombs_are_not_unpacked(registry, opened, images):
 
 
 def test_headers_without_an_end_are_not_read(registry, opened, images):
-    """Each is about the next one, and tarfile goes down a level for each."""
+    """Each header describes the next one, and tarfile recurses for each."""
     header = tarfile.TarInfo("entries/ab/x")
     header.type = tarfile.XGLTYPE
     registry.image(gzip.compress(header.tobuf() * 20_000, mtime=0))
@@ -308,7 +308,7 @@ def test_what_is_not_as_its_digest_says_is_not_used(registry, opened, images, fi
         registry.image(layer)
         registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, lie)
         refused(opened, images, r"failed \(")
-    other = gzip.compress(gzip.decompress(layer), 1)  # sound, and not what the manifest has the digest of
+    other = gzip.compress(gzip.decompress(layer), 1)  # valid, but with another digest than the manifest's
     registry.image(layer, size=len(other))
     registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, other)
     refused(opened, images, "returned something else")
@@ -402,7 +402,7 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
     for reference, found in ((":tag", None), (f"@{manifest['digest']}", content)):
         tier = opened(reference, trust="signed", keys=public)
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
-            assert tier.load(b"not signed") is None  # the URL's digest vouches for manifests alone
+            assert tier.load(b"not signed") is None  # the digest in the URL vouches for manifests only
         assert tier.find_manifest(manifest_name) == found
         report = sync(f"oci://{registry.host}/team/kernels{reference}{trusting}", tmp_path / reference[1:4])
         assert (report.copied, report.unusable, report.manifests) == (1, 1, 0 if found is None else 1)
@@ -412,7 +412,7 @@ LONG_AGO = time.time() - 40 * 86400.0
 
 
 def age(images, moment=LONG_AGO):
-    """Have everything that lies there be as old as that."""
+    """Set the times of everything in the images folder to ``moment``."""
     for path in (images, *images.rglob("*")):
         os.utime(path, (moment, moment))
 
@@ -434,7 +434,7 @@ def test_the_end_of_a_store_waits_for_no_pull(registry, opened, images, filled, 
 
 
 def pull(registry, opened, number):
-    """Have another image, and get it; its directory's name."""
+    """Create another image and pull it; return the name of its directory."""
     digest = registry.image(archive(member(f"records/{number:064x}")))
     tier = opened()
     assert tier.load(b"none of it") is None
@@ -462,7 +462,7 @@ def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(re
 
 
 def target_of(descriptor):
-    """The path of a file that is open; empty if it was closed a moment ago."""
+    """Return the path of an open file; empty if it has just been closed."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
@@ -502,7 +502,7 @@ def test_an_image_that_another_process_uses_stays(registry, opened, filled, imag
 
 
 def test_a_real_registry(real_registry, tmp_path):
-    """What export --oci makes goes there by skopeo as it is, and a machine that has nothing compiles nothing."""
+    """skopeo pushes what export --oci writes unchanged; a machine with an empty cache then compiles nothing."""
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "v.h").write_text("#define V 1\n")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier costs: nothing before it is asked, its deadline once when it is dead, and never an error or a fork."""
+"""The cost of a tier: nothing until it is asked, its deadline once if it is dead, and no errors or stuck forks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_nothing_else_is_taken_for_an_object():
         unpack(entry_digest(b"other"), packed)
     for at in range(len(packed)):
         altered = packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
-        if at < 16:  # the format, and the lengths
+        if at < 16:  # the format and the lengths
             with pytest.raises(DamagedObjectError):
                 unpack(digest, altered)
             continue
@@ -56,7 +56,7 @@ def test_nothing_else_is_taken_for_an_object():
             data, version = unpack(digest, altered)
         except DamagedObjectError:
             continue
-        assert (data, version.record()) == (CUBIN, {})  # the time, and braces that say nothing
+        assert (data, version.record()) == (CUBIN, {})  # only the time, or braces without a meaning, have changed
 
 
 @pytest.mark.parametrize("sent", [b"", b"<html>not found</html>", b"half", b"swapped"])
@@ -86,7 +86,7 @@ def test_a_service_that_sends_something_else_three_times_in_a_row_is_left_alone(
         shelf.objects[name_of(key)] = b"<html>"
     before = tier.tier()
     with pytest.warns(ProgCacheWarning, match="sent something else"):
-        for key in (*keys[1:3], keys[0], *keys[3:5], b"none", *keys[5:7]):  # an answer, or a miss, is none of that
+        for key in (*keys[1:3], keys[0], *keys[3:5], b"none", *keys[5:7]):  # an answer or a miss resets the count
             tier.load(key)
         assert tier.tier().state == "closed"
         tier.load(keys[7])
@@ -142,7 +142,7 @@ def test_a_manifest_gets_the_sets_of_all_who_write_it(shelf):
 
 @pytest.mark.parametrize("theirs", [manifest("x" * 3000), b"no manifest"])
 def test_a_manifest_that_does_not_go_together_with_the_one_there_takes_its_place(shelf, monkeypatch, theirs):
-    """Sets that would make it too large for a look-up, and what is none."""
+    """The other manifest has sets that would make the result too large for a lookup, or is invalid."""
     name = entry_digest(b"m")
     for content in (theirs, manifest("y" * 2000)):
         writer = RemoteProgramCache(shelf)
@@ -165,7 +165,7 @@ def test_a_manifest_is_found_at_once_where_it_took_the_place_of_something_else(s
 
 
 def test_what_is_queued_is_found_without_a_call(shelf, until):
-    """One by one and together; its signature is made when it is sent."""
+    """This holds for single lookups and for batches; programs are signed when they are sent."""
     gate, digest = threading.Event(), entry_digest(b"m")
     tier = RemoteProgramCache(
         shelf,
@@ -207,7 +207,7 @@ def test_a_dead_tier_costs_its_deadline_once(black_hole, open_url, monkeypatch):
 
 
 def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
-    """While one has been waiting for long, nobody joins it."""
+    """While one call has been waiting for long, other calls skip the tier."""
     waiting, joined = threading.Event(), threading.Event()
 
     def hang(until):
@@ -220,7 +220,7 @@ def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
     with pytest.warns(ProgCacheWarning, match=r"failed \("):
         first.start()
         assert waiting.wait(300)
-        tier.breaker._patience = -1.0  # it has taken too long by now
+        tier.breaker._patience = -1.0  # the call has taken too long by now
         for number in range(8):
             assert tier.load(b"%d" % number) is None
         joined.set()
@@ -233,7 +233,7 @@ def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
 def test_a_slow_write_batch_or_listing_keeps_nobody_from_looking_up(shelf, tier, slow):
     tier.publish(b"k", CUBIN, {})
     assert tier.flush(300)
-    tier.breaker._patience = 0.0  # whatever is under way has been for too long
+    tier.breaker._patience = 0.0  # any call under way has already taken too long
     waiting, gate = threading.Event(), threading.Event()
 
     def hang(until):
@@ -315,7 +315,7 @@ def test_trouble_with_writes_opens_the_breaker(shelf, tier, monkeypatch):
 
 @pytest.fixture
 def put_off(shelf, tier, monkeypatch):
-    """Publish programs while the service is in trouble."""
+    """A function that publishes programs while the service is in trouble."""
     monkeypatch.setattr(write_back, "_PAUSE", 0.001)
 
     def publish(*keys, data=CUBIN):
@@ -335,7 +335,7 @@ def test_what_could_not_be_written_is_written_when_the_service_works_again(shelf
     assert tier.get(b"k") == CUBIN, "it is on its way"
     assert not tier.has_published()
     tier.breaker._resting_until = time.monotonic()  # its rest is over
-    assert tier.load(b"another") is None  # somebody asks, and has it tried
+    assert tier.load(b"another") is None  # a lookup triggers another try
     until(lambda: tier.tier().stored == 2)
     assert {name_of(b"k"), name_of(b"l")} <= set(shelf.objects)
     assert (tier.tier().waiting, tier.stats().dropped) == (0, 0)
@@ -395,14 +395,14 @@ def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier)
     with pytest.warns(ProgCacheWarning, match="too large") as caught:
         assert [tier.load(key) for key in keys[1:5]] == [None] * 4
         asked = len(shelf.calls)
-        assert tier.load(keys[1]) is None  # which it remembers
+        assert tier.load(keys[1]) is None  # the tier remembers it
     assert (len(caught), len(shelf.calls)) == (1, asked)
     assert (tier.stats().refused, tier.tier().state, tier.tier().errors) == (4, "closed", 0)
     tier.forget_misses()
     before = tier.tier().bytes_in
     assert {key for key, _ in tier.load_many(keys)} == {keys[0], keys[5]}
     assert tier.tier().bytes_in - before == len(shelf.objects[name_of(keys[0])]) + len(shelf.objects[name_of(keys[5])])
-    del tier[keys[1]]  # large as it is
+    del tier[keys[1]]  # even though it is large
     assert name_of(keys[1]) not in shelf.objects
 
 
@@ -412,7 +412,7 @@ def test_a_batch_from_redis_leaves_out_what_is_too_large_and_is_read_in_parts(
 ):
     budget = objects * len(pack(entry_digest(b"0"), bytes(10), Version.of(bytes(10), b"{}", 0.0)))
     monkeypatch.setattr(redis, "BATCH_BYTES", budget)
-    monkeypatch.setattr(connections, "is_readable", lambda *_: False)  # unread answers are still under way
+    monkeypatch.setattr(connections, "is_readable", lambda *_: False)  # as if unread answers were still under way
     keys = [b"%d" % number for number in range(6)]
     mark = "&" if "?" in redis_url else "?"
     writer, reader = open_url(redis_url), open_url(f"{redis_url}{mark}max_bytes=2000")
@@ -455,7 +455,7 @@ def test_a_removal_that_fails_is_counted(shelf, tier):
     assert tier.flush(300)
     shelf.trouble = ConnectionError("reset")
     with pytest.warns(ProgCacheWarning, match="reset"):
-        del tier[b"k"]  # whether it was there nobody knows
+        del tier[b"k"]  # nobody knows whether it existed
     shelf.list = shelf.get
     tier.clear()
     assert tier.stats().failed == 2
@@ -481,7 +481,7 @@ print([name for name in sys.argv[3:] if name in sys.modules], threading.active_c
 
 
 def test_nothing_is_imported_by_a_thread(tier_url, python, tmp_path):
-    """A child that is forked while a thread imports a module would wait for that module for ever."""
+    """A child forked while a thread imports a module would wait for that module forever."""
     script = """
 import sys, threading
 from cuda_progcache import FileStreamProgramCache, ProgramCacheStack
@@ -514,7 +514,7 @@ print(sorted(culprits))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_has_a_tier_of_its_own(redis_url, python):
-    """Parent and children look up and publish at once, over connections that the parent opened before."""
+    """Parent and children look up and publish at the same time; the parent opened connections before it forked."""
     script = """
 import os, sys
 from cuda_progcache.store.tiers import open_tier
@@ -565,11 +565,11 @@ def test_what_comes_from_afar_goes_to_the_disk_later_and_is_found_meanwhile(shel
 
 
 def test_what_was_missed_before_is_on_the_disk_at_once(shelf, tier, tmp_path, until):
-    """Whoever missed it may hold a lease; those who wait for that look on the disk."""
+    """A process that missed it may hold a lease, and those that wait for the lease look on the disk."""
     disk = FileStreamProgramCache(tmp_path)
     with ProgramCacheStack((disk, tier)) as stack:
         tier.publish(b"first", CUBIN, {})
-        assert stack.load(b"first")  # at once, too
+        assert stack.load(b"first")  # this one is copied at once, too
         assert stack.load(b"k") is None
         RemoteProgramCache(shelf).publish(b"k", CUBIN, {})
         until(lambda: name_of(b"k") in shelf.objects)
@@ -595,11 +595,11 @@ def test_a_copy_on_its_way_does_not_undo_a_later_write(shelf, tier, tmp_path):
 
     disk = Slow(tmp_path)
     with ProgramCacheStack((disk, tier)) as stack:
-        assert stack.get(b"first") == stack.get(b"second") == b"1"  # one at once, one later
-        assert started.wait(300)  # the thread is at work on this one; the others wait behind it
+        assert stack.get(b"first") == stack.get(b"second") == b"1"  # one is copied at once, one later
+        assert started.wait(300)  # the thread is busy with this copy; the others wait behind it
         assert stack.get(b"k") == stack.get(b"k") == b"old"
         assert stack.get(b"gone") == b"old"
-        assert [what for what, _ in shelf.calls].count("get") == 4  # each is asked for once
+        assert [what for what, _ in shelf.calls].count("get") == 4  # one call per key
         gate.set()
         stack[b"k"] = b"new"
         del stack[b"gone"]
@@ -619,7 +619,7 @@ def test_listings_and_clear_are_of_this_machine(shelf, tier, tmp_path):
         assert len(shelf.calls) == asked
         stack.clear()
         assert len(stack) == 0
-        assert stack.get(b"near") == CUBIN  # others may use it
+        assert stack.get(b"near") == CUBIN  # still in the tier: others may use it
         assert stack.info(entry_digest(b"far")).size == len(CUBIN)
         stack.remove(entry_digest(b"far"))
         assert stack.get(b"far") is None

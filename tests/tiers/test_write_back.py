@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes off the caller's path: a bounded queue, what is found and undone in it, and the end of the process."""
+"""Writes off the caller's path: a bounded queue, lookups and removals of queued writes, and the end of the process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch, until):
     assert tier.publish(b"0", CUBIN, {})
     until(lambda: shelf.calls)
     assert [tier.publish(b"%d" % number, CUBIN, {}) for number in range(1, 5)] == [True, True, False, False]
-    assert tier.get(b"2") == CUBIN  # on its way
+    assert tier.get(b"2") == CUBIN  # still queued
     assert tier.get(b"0") == CUBIN
     shelf.trouble = None
     assert sorted(key for key, _ in tier.load_many([b"0", b"1", b"2", b"3"])) == [b"0", b"1", b"2"]
@@ -63,7 +63,7 @@ def test_a_write_without_room_leaves_the_one_before_it(shelf, tier, monkeypatch,
     monkeypatch.setattr(write_back, "MOST_BYTES", len(tier._objects.writes.find(name_of(b"k"))) + 50)
     assert tier.publish(b"k", bytes(3000), {}) is False
     assert tier.get(b"k") == CUBIN
-    for data in (b"another", CUBIN, b"another"):  # each has the room of the one whose place it takes
+    for data in (b"another", CUBIN, b"another"):  # each fits in the room of the one that it replaces
         assert tier.publish(b"k", data, {})
     gate.set()
     assert tier.flush(300)
@@ -79,7 +79,7 @@ def test_what_is_removed_while_it_waits_is_not_sent(shelf, tier, until):
     tier.publish(b"k", CUBIN, {})
     forget = tier._objects.writes.forget
     tier._objects.writes.forget = lambda names: (forget(names), gate.set())
-    del tier[b"k"]  # it was there, for whoever asked
+    del tier[b"k"]  # it exists, as far as callers can tell
     with pytest.raises(KeyError):
         del tier[b"k"]
     assert "put" in [what for what, _ in shelf.calls]
@@ -114,7 +114,7 @@ def test_what_was_refused_was_not_published(shelf):
     tier.publish(b"l", bytes(1000), {})
     assert not tier.has_published()
     assert tier.has_published()
-    tier.reset()  # as in a forked child, whose counters are zero, too
+    tier.reset()  # as in a forked child, whose counters are also zero
     assert tier._unsent == 0
 
 
@@ -126,7 +126,7 @@ def test_an_object_that_is_too_large_is_refused(shelf):
 
 
 def test_a_signature_is_reckoned_with_in_the_size(shelf):
-    # A moment has 7 digits after the point, or up to 6 fewer.
+    # A time has 7 digits after the point, or up to 6 fewer.
     plain = len(pack(entry_digest(b"k"), CUBIN, Version.of(CUBIN, b"{}", 1764445556.1234567)))
     for signer, most, fits in [
         (None, plain, True),
@@ -192,7 +192,7 @@ tier = open_tier(parse_tier(sys.argv[1]))
 write_back.AT_EXIT = 0.2
 tier.publish(b"k", b"v", {})
 """
-    python(script, f"{black_hole}?write_timeout=3000&timeout=3000")  # which gives up after 5 minutes
+    python(script, f"{black_hole}?write_timeout=3000&timeout=3000")  # python() gives up after 5 minutes
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -234,7 +234,7 @@ def test_batches_are_of_so_many_items_and_bytes(monkeypatch):
     writes = WriteBack(write, batches.append)
     for number, size in enumerate(sizes):
         assert writes.put(f"{number}", size, size)
-        assert begun.wait(300)  # the first of them is on its way alone
+        assert begun.wait(300)  # the first one is already on its way, alone
     gate.set()
     assert writes.flush(300)
     assert batches == [[50], [40, 40], [40], [200], [1, 1, 1], [1]]
@@ -297,7 +297,7 @@ def test_a_call_is_made_once_what_was_queued_before_it_is_done():
     assert made == ["at once"]
     assert writes.put("a", 1, 1)
     assert begun.wait(300)
-    writes.then(lambda: 1 / 0)  # which is the caller's own trouble
+    writes.then(lambda: 1 / 0)  # an error that only its caller is responsible for
     assert writes.put("b", 2, 1)
     writes.then(lambda: made.append([*written]))
     writes.then(lambda: (held.set(), go.wait(300)))
