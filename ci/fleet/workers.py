@@ -146,7 +146,7 @@ def work(make: Callable[[], StandIn | Real], start: Callable[[], None], log: Log
             log.add("got" if worker.right(key, worker.obtain(key)) else "wrong", key, host)
         worker.close()
         status = 0
-    except BaseException as error:  # noqa: BLE001 - told, and the end of this process
+    except BaseException as error:  # noqa: BLE001 - it is printed, and ends this process
         print(f"process {os.getpid()} of host {host}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)

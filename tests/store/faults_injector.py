@@ -42,7 +42,7 @@ class Injector:
         self._fails: Callable[[int], bool] = lambda _: False
         self._make: Callable[[str], OSError] | None = None
         self._after = False
-        self._counting = threading.Lock()  # removals are made by several threads, where the machine is slow
+        self._counting = threading.Lock()  # several threads remove files if the machine is slow
 
     def arm(
         self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False, trace: bool = False

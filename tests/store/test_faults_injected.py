@@ -41,7 +41,7 @@ def root(monkeypatch):
     monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))
     monkeypatch.setattr(pairs, "time", SimpleNamespace(**(vars(time) | {"sleep": lambda _: None})))
     monkeypatch.setattr(files, "CLOCK_TICK_NS", -1)  # the same calls each time, however soon after a write
-    monkeypatch.setattr(parallel, "_SLOW", 3600.0)  # in the same order, however slow they are
+    monkeypatch.setattr(parallel, "_SLOW", 3600.0)  # one thread makes them, however slow they are
     memory = (
         "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     )  # thousands of small trees: kept in memory to save time

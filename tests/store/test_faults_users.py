@@ -352,7 +352,7 @@ def test_a_sticky_directory_like_tmp(place):
     foreign = root / "tmp" / "000000000000-000000000000-1-1-1"
     foreign.write_bytes(b"x" * 100)
     os.chown(foreign, ANNA, GROUP)
-    os.utime(foreign, (0, 0))  # old and without a live owner, so it is removed by whoever may
+    os.utime(foreign, (0, 0))  # old and without a live owner, so a user with permission removes it
 
     def bert():
         store = FileStreamProgramCache(root, shared=True, max_size_bytes=10_000)

@@ -241,7 +241,7 @@ def test_a_store_that_is_gone_leaves_nothing_in_memory(path):
     for _ in range(300):
         opened(path).get(b"k")
     gc.collect()
-    assert set(counters._living) <= set(living)  # those of other tests may end meanwhile
+    assert set(counters._living) <= set(living)  # stores of other tests may be collected meanwhile
     assert _methods.keys() <= methods.keys()
     assert kept.stats().all_time.misses == 300
 

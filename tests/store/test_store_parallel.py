@@ -26,7 +26,7 @@ def slow(seconds=0.001):
 
 
 def has_left(thread):
-    """Whether a thread has done its part in for_each: what it met is noted by then."""
+    """Return whether a thread has left for_each; an error that it met is recorded by then."""
     frame = sys._current_frames().get(thread.ident) if thread.is_alive() else None
     while frame is not None:
         if (frame.f_code.co_filename, frame.f_code.co_name) == (parallel.__file__, "run"):
@@ -36,7 +36,7 @@ def has_left(thread):
 
 
 def wait_for(failing):
-    """Wait until what a thread (the first of these, once there is one) raised is noted, however slow that thread is."""
+    """Wait until the first thread of the list exists and its error is recorded, however slow the thread is."""
     end = time.monotonic() + 300
     while not failing or not has_left(failing[0]):
         assert time.monotonic() < end

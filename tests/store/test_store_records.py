@@ -142,7 +142,7 @@ def called_from(depth, function):
 
 @pytest.fixture
 def nothing_is_collected():
-    """Nobody's objects, where there is no room for it on the stack."""
+    """Turn off garbage collection: it would run finalizers of other objects near the end of the stack."""
     gc.collect()
     gc.disable()
     yield

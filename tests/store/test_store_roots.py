@@ -152,7 +152,7 @@ def test_a_root_that_is_removed_and_made_private_stays_private(tmp_path, open_um
 
 
 def test_a_directory_left_in_staging_is_reclaimed(tmp_path):
-    """A shared root's directories are created in tmp/; here their creator was killed."""
+    """A shared root's directories are created in tmp/. The process that created this one was killed."""
     root = tmp_path / "cache"
     FileStreamProgramCache(root)
     me = current_owner()

@@ -279,7 +279,7 @@ def test_a_prune_that_fails_on_the_way_is_accounted(make, monkeypatch):
         cache[b"%d" % i] = b"x" * 1000
     real, calls = removal.take_away, itertools.count()
 
-    def failing(*args, **options):  # by several threads, where the machine is slow
+    def failing(*args, **options):  # called by several threads if the machine is slow
         if next(calls) >= 59:
             raise OSError(errno.EIO, "I/O error")
         return real(*args, **options)

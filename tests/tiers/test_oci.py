@@ -32,7 +32,7 @@ from cuda_progcache.store.tiers.upkeep import sync
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = b"a key"
-#: What no load of the machine outlasts.
+#: Timeouts that outlast any load of the machine.
 PATIENCE = {"tls": "no", "connect_timeout": 300, "timeout": 300}
 
 
