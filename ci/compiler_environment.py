@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the environment variables that a build's compilers ask for, and those that show in what they make.
+"""List the environment variables that a build's compilers read, and those that affect their output.
 
     python -m ci.compiler_environment                                     the toolchain of this environment
     python -m ci.compiler_environment --nvrtc libnvrtc.so.12 --nvjitlink ... --nvvm ...
 
-A library that is preloaded (``watch_getenv.c``, built with ``cc``) notes each call of ``getenv`` and who made it, while
-NVRTC, nvJitLink and libNVVM do a few dozen jobs. Then each variable is set to some values, and what comes out is
-compared. A compiler process is given those that are in the key, those that the loader and the C library need, and no
-others; so a variable that shows must be in the key, or be one that isn't handed on. What is found goes into the tables
-in ``cuda_progcache/keys/toolchain.py`` and ``cuda_progcache/compile/own_process.py``.
+A preloaded library (``watch_getenv.c``, built with ``cc``) records each call of ``getenv`` and the calling library,
+while NVRTC, nvJitLink and libNVVM do a few dozen jobs. Then each variable is set to several values, and the outputs are
+compared. A compiler process is given the variables in the key and those that the loader and the C library need, and no
+others. A variable that affects the output must therefore be in the key, or not be passed on. The findings go into the
+tables in ``cuda_progcache/keys/toolchain.py`` and ``cuda_progcache/compile/own_process.py``.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from cuda_progcache.compile.own_process import NEEDED
 from cuda_progcache.keys.toolchain import VARIABLES
 
 ARCH = "sm_90"
-#: What a variable is set to: switches, flags, a name of an IR dialect, a path.
+#: The values that a variable is set to: switches, flags, the name of an IR dialect, a path.
 VALUES = ("0", "1", "3", "-G", "nvvm-latest", "/nowhere")
 _WATCHER = Path(__file__).with_name("watch_getenv.c")
 
 
 class NoWatcherError(Exception):
-    """The library that notes calls of ``getenv`` can't be built here; the message says why."""
+    """The library that records calls of ``getenv`` can't be built or used; the message says why."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """What is known of a variable.
+    """The findings about a variable.
 
-    ``shows`` are the values with which something else comes out than without it. ``use`` is what the package does:
-    ``"in the key"``, ``"handed on"``, ``"the caller's"`` (PWD) or ``"kept away"``.
+    ``shows`` lists the values that change the output. ``use`` is how the package treats the variable: ``"in the key"``,
+    ``"handed on"``, ``"the caller's"`` (PWD) or ``"kept away"``.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Variable:
 
     @property
     def right(self) -> bool:
-        """Whether the package does the right thing with it."""
+        """Whether the package treats the variable correctly."""
         return not self.shows or self.use != "handed on"
 
 
 def jobs(tools: Toolchain, *, few: bool = False) -> list[Job]:
-    """What the compilers are watched at: each target, and the options that bring in more of them."""
+    """Return the jobs to watch: each target, with options that make the compilers use more of their code."""
     sets = [[], ["-G"], ["-lineinfo"], ["--split-compile=2"], ["-Xptxas=-v"], ["--use_fast_math"], ["--pch"]]
     sets = sets[:2] if few else sets
     found = [
@@ -78,12 +78,12 @@ def jobs(tools: Toolchain, *, few: bool = False) -> list[Job]:
 
 
 def watch(tools: Toolchain, done: Sequence[Job]) -> dict[str, tuple[str, ...]]:
-    """The variables that the libraries ask for during jobs, and which of them do.
+    """Return the variables that the libraries read during jobs, each with the libraries that read it.
 
     Raises
     ------
     NoWatcherError
-        If there is no C compiler, or no preloading.
+        If there is no C compiler, or preloading doesn't work.
     """
     names = {os.path.realpath(path): name for name, path in tools.paths.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def watch(tools: Toolchain, done: Sequence[Job]) -> dict[str, tuple[str, ...]]:
         _build(library)
         answers = run(done, {"LD_PRELOAD": library, "WATCH_GETENV": notes})
         if len(answers) < len(done) or not os.path.exists(notes):
-            raise NoWatcherError("a compiler that is watched doesn't live, or nothing that is preloaded takes effect")
+            raise NoWatcherError("a watched compiler crashes, or preloading a library has no effect")
         found: dict[str, set[str]] = {}
         for line in Path(notes).read_text(encoding="utf-8", errors="replace").splitlines():
             library, _, variable = line.partition("\t")
@@ -103,7 +103,7 @@ def watch(tools: Toolchain, done: Sequence[Job]) -> dict[str, tuple[str, ...]]:
 def _build(library: str) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
-        raise NoWatcherError("there is no cc")
+        raise NoWatcherError("there is no C compiler 'cc' on PATH")
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, str(_WATCHER), "-ldl"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
@@ -111,7 +111,7 @@ def _build(library: str) -> None:
 
 
 def shows(names: Iterable[str], done: Sequence[Job], values: Sequence[str] = VALUES) -> dict[str, tuple[str, ...]]:
-    """With which values each variable makes something else come out of jobs."""
+    """Return, for each variable, the values that change the outcome of jobs."""
     names = list(names)
     tried = [(name, value) for name in names for value in values]
     plain, *others = run_each([done] * (len(tried) + 1), [{}, *({name: value} for name, value in tried)])
@@ -124,7 +124,7 @@ def shows(names: Iterable[str], done: Sequence[Job], values: Sequence[str] = VAL
 
 
 def look(tools: Toolchain, *, few: bool = False) -> list[Variable]:
-    """What a toolchain asks for; ``few``: in seconds, and only what is handed on is tried."""
+    """Return the findings for a toolchain; ``few`` takes seconds, and tries only variables that are passed on."""
     asked = watch(tools, jobs(tools, few=few))
     tried = [name for name in asked if name in NEEDED] if few else list(asked)
     seen = shows(tried, jobs(tools, few=True), VALUES[-1:] if few else VALUES)
@@ -138,7 +138,7 @@ def _use(name: str) -> str:
 
 
 def reads_environ(path: str) -> bool | None:
-    """Whether a library has access to the variables beside ``getenv``; None where ``nm`` doesn't tell."""
+    """Return whether a library accesses the environment other than by ``getenv``; None if ``nm`` can't tell."""
     if shutil.which("nm") is None:
         return None
     told = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=False)
@@ -147,11 +147,11 @@ def reads_environ(path: str) -> bool | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 1 where a variable shows that is handed on and isn't in the key."""
+    """Print the table; return 1 if a variable affects the output, is passed on and isn't in the key."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     Toolchain.add_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the findings there, too")
-    parser.add_argument("--few", action="store_true", help="fewer jobs, and only what is handed on is tried: seconds")
+    parser.add_argument("--json", metavar="FILE", help="also write the findings to FILE")
+    parser.add_argument("--few", action="store_true", help="fewer jobs, and only variables that are passed on: seconds")
     given = parser.parse_args(arguments)
     tools = Toolchain.given(given)
     try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the development environment: ``python3 ci/environment.py .venv``.
+"""Create the development environment: ``python3 ci/environment.py .venv``.
 
-Run by the interpreter that the environment is for, with nothing but the standard library. It installs this checkout
-(editable) with everything that its tests, linters and benchmarks need. A stamp inside the environment names the
-interpreter and the requirements it was made for; while they hold, nothing is done and no network is needed.
+The script is run by the interpreter that the environment is for, and needs only the standard library. It installs this
+checkout (editable) with everything that its tests, linters and benchmarks need. A stamp file in the environment names
+the interpreter and the requirements it was made for; while they are unchanged, nothing is done and no network is
+needed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STAMP = "progcache-environment.json"
 
 
 def main(arguments: list[str]) -> int:
-    """Bring the environment named by the one argument up to date; 0 when it is."""
+    """Bring the environment named by the only argument up to date; return 0."""
     if len(arguments) != 1:
         _stop("usage: python3 ci/environment.py DIRECTORY")
     directory = ROOT / arguments[0]
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         other = _interpreter_of(directory)
         if other != wanted["interpreter"]:
             if other is not None and _found(directory) is None:
-                _stop(f"{directory} is of another Python ({other}) and not from here: remove it, or make PYTHON=...")
+                _stop(f"{directory} was made elsewhere for another Python ({other}): remove it, or make PYTHON=...")
             _create(directory)
         _install(directory, project)
         (directory / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _stamp(project: dict[str, object]) -> dict[str, str]:
-    # What decides about the installation, not the linters' settings: editing those must not need a network.
+    # Only the settings that affect the installation: editing those of a linter must not need a network.
     tool = project.get("tool")
     decisive = [project["project"], project["build-system"], tool.get("hatch") if isinstance(tool, dict) else None]
     return {
@@ -71,7 +72,7 @@ def _describe(version: str, executable: str) -> str:
 
 
 def _interpreter_of(directory: Path) -> str | None:
-    """Describe the interpreter that the environment is for; None where there is none that runs."""
+    """Describe the interpreter of an environment; return None if there is none that runs."""
     ask = "import sys; print(sys.version, sys.executable, sep='\\0')"
     command = [str(directory / "bin" / "python"), "-I", "-c", ask]
     try:
@@ -84,10 +85,10 @@ def _interpreter_of(directory: Path) -> str | None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Keep a second ``make`` waiting; the lock is the checkout's own directory, so that no file is left."""
+    """Make a second ``make`` wait; the lock is on the checkout's directory itself, so that no file is left behind."""
     descriptor = os.open(ROOT, os.O_RDONLY)
     try:
-        # Some network file systems can't lock: there, two first runs at once are the user's to avoid.
+        # Some network file systems don't support locks; the user must then avoid two first runs at once.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -100,8 +101,8 @@ def _create(directory: Path) -> None:
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     if not has_ensurepip and importlib.util.find_spec("pip") is None:
         _stop(
-            "this Python has neither ensurepip nor pip, so that nothing can be installed; "
-            "on Debian and Ubuntu: apt install python3-venv"
+            "this Python has neither ensurepip nor pip, so nothing can be installed; "
+            "on Debian and Ubuntu, run: apt install python3-venv"
         )
     venv.create(directory, clear=True, with_pip=has_ensurepip, symlinks=True)
     if not has_ensurepip:
@@ -114,10 +115,10 @@ def _install(directory: Path, project: dict[str, object]) -> None:
     requires = build_system["requires"] if isinstance(build_system, dict) else []
     python = str(directory / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    # The build backend goes in first and the build isn't isolated: an environment that has it all installs offline.
+    # Install the build backend first and build without isolation: a complete environment then needs no network.
     _run([*pip, *requires, "editables"])
     _run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
-    # pip compiles on one CPU, and this on all. Like pip, it passes over the files that aren't for this Python.
+    # pip compiles on one CPU, compileall on all. Like pip, it skips files that aren't for this Python.
     subprocess.run([python, "-m", "compileall", "-qq", "-j", "0", str(directory / "lib")], check=False)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ci.farm_plan``: a large prewarm on paper, by the portions that the farm really makes of it.
+"""Simulation of a large prewarm on a farm: ``python -m ci.farm_plan``.
 
-The programs are stand-ins with the costs of measured ones; :func:`cuda_progcache.service.farm.tasks` portions them, and
-they are handed out as an executor does it: the next portion to the first worker that is free.
+The programs are stand-ins with measured costs. :func:`cuda_progcache.service.farm.tasks`, the farm's own function,
+divides them into portions, which are handed out as an executor does: the next portion to the first free worker.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from cuda_progcache.service.plan import Load
 
 
 class Costs(NamedTuple):
-    """What things take, in seconds, but for the sizes.
+    """Durations in seconds, and the size of a program.
 
     Attributes
     ----------
     light, heavy : float
         A compile that reads few headers, and one that reads many (NVRTC 13.5; ``cub::BlockReduce``).
     behind : float
-        A heavy one behind its precompiled header.
+        A heavy compile with a precompiled header.
     header : float
         Precompiling a header.
     start : float
-        A compiling process, until it compiles.
+        Starting a compiler process, until its first compile.
     publish : float
-        Key, record, and handing the program to the tier; it travels beside the next compile.
+        Making the key and record, and queueing the program for the tier; the upload overlaps with the next compile.
     hand : float
-        The scheduler's share of a portion, one after the other.
+        The scheduler's work per portion; portions are handed out one at a time.
     look : float
-        Looking a program up, by the one who asks, one after the other.
+        Looking up a program; the caller looks programs up one at a time.
     size : int
-        Bytes of a program with its record.
+        Size of a program with its record, in bytes.
     """
 
     light: float = 0.026
@@ -55,15 +55,16 @@ _MEASURED = Costs()
 
 
 class Programs(NamedTuple):
-    """What is wanted.
+    """The programs to prewarm.
 
     Attributes
     ----------
     variants, archs : int
+        The number of variants, and of architectures for each.
     heavy : float
-        The share of them that reads many headers.
+        The fraction of variants that read many headers.
     alike : int
-        Heavy variants that begin with the same headers and flags; another architecture is another flag.
+        How many heavy variants begin with the same headers and flags; different architectures have different flags.
     """
 
     variants: int = 10_000
@@ -73,30 +74,32 @@ class Programs(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A program, as far as the portions go."""
+    """A program, with the attributes needed to divide programs into portions."""
 
     number: int
     load: Load
 
 
 class Plan(NamedTuple):
-    """What a farm makes of it.
+    """The simulated run of a farm.
 
     Attributes
     ----------
     hosts, workers : int
-        Hosts, and workers in all.
+        The number of hosts, and of workers on all hosts.
     portions : int
+        The number of portions.
     seconds : float
-        From the first portion until the last program is in the tier.
+        Time from the first portion until the last program is in the tier.
     idle : float
-        The share of the workers' time in which they have nothing to do.
+        The fraction of the workers' time in which they are idle.
     hours : float
-        Of compiling, added up.
+        Total compile time, in hours.
     handing : float
-        Seconds in which the scheduler hands portions out: where that comes near the wall time, more hosts don't help.
+        Seconds that the scheduler spends on handing out portions. If that is close to the wall time, more hosts don't
+        help.
     rate : float
-        Bytes a second into the tier, on average.
+        Mean rate of data into the tier, in bytes per second.
     """
 
     hosts: int
@@ -111,7 +114,7 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def jobs(programs: Programs) -> tuple[Job, ...]:
-    """The programs, each with what it asks of the front end."""
+    """Return the programs, each with its load on the compiler's front end."""
     return tuple(_jobs(programs))
 
 
@@ -124,12 +127,12 @@ def _jobs(programs: Programs) -> Iterator[Job]:
 
 
 def takes(task: Task, costs: Costs) -> float:
-    """Seconds that a worker takes for a portion."""
+    """Return the seconds that a worker takes for a portion."""
     count = len(task.jobs)
     if task.precompile:  # the first is compiled while its header is precompiled
         work = costs.start + costs.header + costs.heavy + (count - 1) * costs.behind
     else:
-        load: Load = task.jobs[0].load  # type: ignore[attr-defined]  # a stand-in's
+        load: Load = task.jobs[0].load  # type: ignore[attr-defined]  # the job is a stand-in
         work = count * (costs.heavy if load.heavy else costs.light)
     return work + count * costs.publish
 
@@ -137,15 +140,16 @@ def takes(task: Task, costs: Costs) -> float:
 def plan(
     programs: Programs, hosts: int, workers_each: int = 16, costs: Costs = _MEASURED, lost: int = 0
 ) -> Plan:  # fmt: skip
-    """Hand the portions out.
+    """Simulate a prewarm.
 
     Parameters
     ----------
     programs : Programs
     hosts, workers_each : int
+        The number of hosts, and of workers per host.
     costs : Costs
     lost : int
-        Hosts that die halfway; what their workers had is done again by others.
+        The number of hosts that die halfway; other workers redo the portions in progress there.
     """
     workers = hosts * workers_each
     made = tasks(jobs(programs), lambda job: job.load, workers)  # type: ignore[arg-type, attr-defined]
@@ -158,10 +162,10 @@ def plan(
     while waiting:
         now, worker = heapq.heappop(free)
         work = waiting.pop()
-        handed = max(handed, now) + costs.hand  # one after the other
+        handed = max(handed, now) + costs.hand  # portions are handed out one at a time
         end = handed + work
         if worker < lost * workers_each and end > dies:
-            waiting.append(work)  # it is gone, and what it had is another's
+            waiting.append(work)  # the worker is lost; another one redoes its portion
             continue
         busy += work
         ends = max(ends, end)
@@ -178,12 +182,12 @@ def plan(
     )
 
 
-#: Farms, by what is told of them.
+#: The farms to simulate, by their label in the table: the number of hosts, and of hosts that die.
 FARMS = {"1": (1, 0), "10": (10, 0), "100": (100, 0), "100, of which 10 die halfway": (100, 10), "400": (400, 0)}
 
 
 def table() -> str:
-    """The plan for several farms, in Markdown."""
+    """Return the plans for several farms as a Markdown table."""
     lines = [
         "| hosts | workers | batches | wall | CPU hours | idle | handing out | into the tier |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compilers in new processes, whose whole history is known: what ci's tools that watch a toolchain have in common.
+"""Compilers in new processes with a known history, for the tools in ci that examine a toolchain.
 
-A toolchain is named by its files, so any build can be looked at, installed or not.
+A toolchain is given by its files, so any build can be examined, installed or not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ for job in marshal.load(sys.stdin.buffer):
 os._exit(0)
 """
 
-# All work in this folder, which reaches some outputs; precompiled headers are left there.
+# The working directory of all processes, since some outputs contain it; precompiled headers are left there.
 _folder = tempfile.mkdtemp(prefix="progcache-")
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
@@ -48,19 +48,19 @@ Answer = dict[str, Any]
 
 
 def run(jobs: Sequence[Job], environment: Mapping[str, str] | None = None) -> list[Answer]:
-    """Have a new process do jobs, one after the other.
+    """Run jobs in a new process, one after the other.
 
     Parameters
     ----------
     jobs : sequence of dict
-        As :func:`cuda_progcache.compile.compiler_process.perform` takes them.
+        Jobs for :func:`cuda_progcache.compile.compiler_process.perform`.
     environment : mapping, optional
-        Variables that it gets; no others, but ``LD_LIBRARY_PATH``.
+        The environment variables of the process; it gets no others except ``LD_LIBRARY_PATH``.
 
     Returns
     -------
     list of dict
-        An answer per job; where the process died, those until then.
+        An answer per job; if the process died, only the answers before that.
     """
     given = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     command = [sys.executable, "-I", "-S", "-c", _CHILD, str(_ROOT)]
@@ -75,20 +75,20 @@ def run(jobs: Sequence[Job], environment: Mapping[str, str] | None = None) -> li
     found, answers = [], io.BytesIO(done.stdout)
     with contextlib.suppress(EOFError):
         while True:
-            found.append(marshal.load(answers))  # noqa: S302 - from our own child
+            found.append(marshal.load(answers))  # noqa: S302 - written by our own child process
     return found
 
 
 def run_each(
     sequences: Sequence[Sequence[Job]], environments: Sequence[Mapping[str, str]] | None = None
 ) -> list[list[Answer]]:
-    """As :func:`run` for each of several sequences, side by side."""
+    """Run several sequences of jobs in parallel, each like :func:`run`."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(threads.map(run, sequences, environments or [{}] * len(sequences)))
 
 
 def outcome(answer: Answer) -> tuple[object, ...]:
-    """What of an answer a program's user sees: the bytes and the log, or the refusal."""
+    """Return the part of an answer that the user sees: the bytes and the log, or the error."""
     if "made" in answer:
         return ("made", answer["made"]["data"], answer["made"]["log"])
     return ("refused", *answer["refused"][:2]) if "refused" in answer else ("trouble", answer["trouble"])
@@ -96,7 +96,7 @@ def outcome(answer: Answer) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The libraries of one release; None for one that isn't there."""
+    """The libraries of one release; None for a missing library."""
 
     nvrtc: str
     nvjitlink: str | None
@@ -104,7 +104,7 @@ class Toolchain:
 
     @classmethod
     def here(cls) -> Toolchain:
-        """The one that this environment's programs are compiled with."""
+        """Return the toolchain that compiles this environment's programs."""
 
         def find(name: str) -> str | None:
             try:
@@ -116,7 +116,7 @@ class Toolchain:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Let a tool's user name the files; without them it is :meth:`here`'s."""
+        """Add arguments for the files of a toolchain; the defaults are those of :meth:`here`."""
         here = Toolchain.here()
         parser.add_argument("--nvrtc", default=here.nvrtc, help="path of a libnvrtc")
         parser.add_argument("--nvjitlink", default=here.nvjitlink, help="path of a libnvJitLink, or empty")
@@ -124,7 +124,7 @@ class Toolchain:
 
     @classmethod
     def given(cls, arguments: argparse.Namespace) -> Toolchain:
-        """The one that a tool's user named."""
+        """Return the toolchain given on the command line."""
         nvrtc, *others = (
             os.path.abspath(path) if path else None for path in (arguments.nvrtc, arguments.nvjitlink, arguments.nvvm)
         )
@@ -136,28 +136,28 @@ class Toolchain:
 
     @property
     def paths(self) -> dict[str, str]:
-        """The libraries that are there, by name."""
+        """The paths of the available libraries, by name."""
         paths = {"nvrtc": self.nvrtc, "nvJitLink": self.nvjitlink, "nvvm": self.nvvm}
         return {name: path for name, path in paths.items() if path is not None}
 
     @property
     def archs(self) -> list[int]:
-        """Architectures that NVRTC knows."""
+        """The architectures that NVRTC supports."""
         (answer,) = run([self._job("archs", {})])
         return list(answer["made"])
 
     @property
     def builds(self) -> dict[str, str]:
-        """Name of each library, and the identity of its file."""
+        """The identity of each library's file, by the library's name."""
         return {name: toolchain.identity(path) for name, path in self.paths.items()}
 
     @property
     def version(self) -> str:
-        """NVRTC's own version number."""
+        """The version number of NVRTC."""
         return ".".join(map(str, Nvrtc(self.nvrtc).version()))
 
     def compile(self, source: str, target_type: str, arch: str, *flags: str) -> Job:
-        """A job for NVRTC."""
+        """Return a job for NVRTC."""
         lto = ["--dlink-time-opt"] if target_type == "ltoir" and "--dlink-time-opt" not in flags else []
         seed = [] if any(flag.startswith("--frandom-seed") for flag in flags) else ["--frandom-seed=1"]
         given = {
@@ -169,14 +169,14 @@ class Toolchain:
         return self._job("nvrtc", given)
 
     def link(self, data: bytes, kind: str, target_type: str, arch: str, *flags: str) -> Job:
-        """A job for nvJitLink."""
+        """Return a job for nvJitLink."""
         more = (("-lto",) if kind == "ltoir" else ()) + (("-ptx",) if target_type == "ptx" else ())
         flags = (f"-arch={arch}", *more, *flags)
         given = {"inputs": [(data, kind, "k")], "flags": list(flags), "target_type": target_type}
         return self._job("nvJitLink", given)
 
     def compile_ir(self, source: str, target_type: str, arch: str, *flags: str) -> Job:
-        """A job for libNVVM."""
+        """Return a job for libNVVM."""
         flags = (f"-arch={arch.replace('sm_', 'compute_')}", *(("-gen-lto",) if target_type == "ltoir" else ()), *flags)
         given = {"modules": [("k", source.encode())], "flags": list(flags), "libdevice": None}
         return self._job("nvvm", given)
@@ -187,7 +187,7 @@ class Toolchain:
         return {"call": call, "library": library, "beside": beside, "given": given}
 
 
-#: Kernels in which an optimization, a check or a warning more or less shows.
+#: Kernels whose output changes with one more or one fewer optimization, check or warning.
 KERNELS = {
     "aliases": 'extern "C" __global__ void k(int *a, const int *b) { a[0] = b[0] + 1; a[1] = b[0] * 2; }',
     "by_value": "struct S { float v[31]; int pad; float *p; };\n"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run Jinja2's own test suite with our compiler under it: ``python ci/jinja2_suite.py [pytest arguments]``.
+"""Run Jinja2's own test suite with our template compiler: ``python ci/jinja2_suite.py [pytest arguments]``.
 
-The source distribution of the installed Jinja2 is downloaded with pip, its tests run in a process of their own where
-``cuda_progcache.templates.patch_jinja2`` was called first. Passed and failed are printed by file; the exit status is
-pytest's. ``--stock`` runs them without the patch, ``--sdist FILE`` takes a downloaded distribution.
+The script downloads the source distribution of the installed Jinja2 with pip, and runs its tests in a separate process
+that first calls ``cuda_progcache.templates.patch_jinja2``. It prints the passed and failed tests by file; the
+exit status is pytest's. ``--stock`` runs the tests without the patch, ``--sdist FILE`` uses a downloaded distribution.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def pytest_sessionfinish(session):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Download, run, print."""
+    """Download and run the suite, and print the results; return pytest's exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--stock", action="store_true", help="without our compiler")
-    parser.add_argument("--sdist", type=Path, help="a downloaded source distribution of Jinja2")
+    parser.add_argument("--stock", action="store_true", help="run without our compiler")
+    parser.add_argument("--sdist", type=Path, help="use a downloaded source distribution of Jinja2")
     options, rest = parser.parse_known_args(arguments)
     with tempfile.TemporaryDirectory(prefix="jinja2-suite-") as directory:
         folder = Path(directory)
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _download(folder: Path) -> Path:
-    """Fetch the source distribution of the Jinja2 that is installed."""
+    """Download the source distribution of the installed Jinja2."""
     version = importlib.metadata.version("jinja2")
     _pip("download", "--no-deps", "--no-binary", "jinja2", "--dest", str(folder / "download"), f"jinja2=={version}")
     (archive,) = (folder / "download").glob("*.tar.gz")
@@ -67,7 +67,7 @@ def _download(folder: Path) -> Path:
 
 
 def _needs(package: str, site: Path) -> None:
-    """Install what the suite needs and we don't, beside the environment."""
+    """Install a package that the suite needs and the environment lacks, outside the environment."""
     site.mkdir()
     try:
         importlib.metadata.version(package)
@@ -80,7 +80,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _run(tests: Path, folder: Path, rest: list[str], *, patched: bool) -> int:
-    """Run pytest in the suite's folder; print the counts by file."""
+    """Run pytest in the suite's folder, and print the counts by file."""
     plugin, outcomes = folder / "progcache_suite_plugin.py", folder / "outcomes.json"
     plugin.write_text(_PLUGIN, encoding="utf-8")
     repository = Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ def _run(tests: Path, folder: Path, rest: list[str], *, patched: bool) -> int:
 
 
 def _print(outcomes: dict[str, tuple[str, str]]) -> None:
-    """Print passed, failed and skipped by file."""
+    """Print the numbers of passed, failed and skipped tests by file."""
     counts: dict[str, Counter[str]] = {}
     for file, outcome in outcomes.values():
         counts.setdefault(file, Counter())[outcome] += 1

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which options do a build's compilers not forget? Compile with each, and others after it in the same process.
+"""Find the options that affect later compiles in the same compiler process ("lasting" options).
 
     python -m ci.lasting_options                                          the toolchain of this environment
     python -m ci.lasting_options --nvrtc libnvrtc.so.12 --nvjitlink ... --nvvm ...
 
-For each of some fifty sets of options, a new process compiles kernels with it, for several architectures and targets,
-and then every probe without it. A probe that doesn't come out as in a process where it was the first shows that the
-option lasts. For those that last, it is also looked at whether a process that is only ever given them serves their
-own later compiles right. What is found goes into ``cuda_progcache/keys/lasting.py``.
+For each of some fifty sets of options, a new process compiles kernels with the options, for several architectures and
+targets, and then every probe without them. If the outcome of a probe differs from that in a process of its own, the
+options last. For lasting options, the script also checks whether a process that is only ever given these options does
+its later compiles correctly. The findings go into ``cuda_progcache/keys/lasting.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from ci.fresh_compiler import IR_KERNELS, KERNELS, Job, Toolchain, outcome, run, run_each
 from cuda_progcache.keys.lasting import lasting
 
-#: Sets of options to look at.
+#: The sets of options to examine.
 NVRTC = [
     ["--restrict"],
     ["--optimization-info=inline"],
@@ -114,9 +114,9 @@ NVVM += [["-gen-lto"], ["-g", "-opt=0"], ["-generate-line-info"]]
 class Finding:
     """The outcome for one set of options.
 
-    ``verdict`` is ``"lasts"``, ``"forgotten"``, ``"refused"`` (this build hasn't got it) or ``"crashed"``. ``seen`` are
-    the probes in which it shows. ``serves`` says whether a process that is given these alone does its later jobs right.
-    ``expected`` is what the table in the package says.
+    ``verdict`` is ``"lasts"``, ``"forgotten"``, ``"refused"`` (this build doesn't support the options) or
+    ``"crashed"``. ``seen`` lists the probes that the options affect. ``serves`` tells whether a process that is given
+    only these options does its later jobs correctly. ``expected`` is the verdict of the table in the package.
     """
 
     library: str
@@ -133,18 +133,18 @@ def scan(
     probes: Mapping[str, Callable[..., Job]],
     compiles: Sequence[Callable[..., Job]],
 ) -> list[Finding]:
-    """Look at each set of options of one library.
+    """Examine each set of options of one library.
 
     Parameters
     ----------
     library : str
-        As the table names it.
+        The library's name in the table.
     sets : iterable of sequences of str
-        Flags.
+        Sets of flags.
     probes : mapping of str to callable
-        Make a job, given more flags.
+        Functions that make a job, given additional flags.
     compiles : sequence of callable
-        What is compiled with the options before the probes.
+        Functions that make the jobs to run with the options before the probes.
     """
     plain = [probe() for probe in probes.values()]
     truth = [outcome(answers[0]) for answers in run_each([[job] for job in plain])]
@@ -172,7 +172,7 @@ def _serves_its_own(flags: Sequence[str], probes: Mapping[str, Callable[..., Job
 
 
 def scan_toolchain(tools: Toolchain, *, few: bool = False) -> list[Finding]:
-    """Scan all libraries of a toolchain; ``few``: only options that the table calls lasting, and some others."""
+    """Scan all libraries of a toolchain; ``few`` scans only the lasting options of the table, and some others."""
     known = {f"sm_{number}" for number in tools.archs}
     archs = [arch for arch in ("sm_80", "sm_90", "sm_120") if arch in known][-2 if few else 0 :]
 
@@ -225,11 +225,11 @@ def _scan_linker(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 1 where it isn't as the package has it."""
+    """Print the findings; return 1 if the package's table is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     Toolchain.add_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the findings there, too")
-    parser.add_argument("--few", action="store_true", help="some of the options and kernels, in seconds")
+    parser.add_argument("--json", metavar="FILE", help="also write the findings to FILE")
+    parser.add_argument("--few", action="store_true", help="scan some of the options and kernels, in seconds")
     given = parser.parse_args(arguments)
     tools = Toolchain.given(given)
     found = scan_toolchain(tools, few=given.few)

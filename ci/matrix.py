@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile real programs with NVRTC of several releases, each with headers of its age, in environments of their own.
+"""Compile real programs with several releases of NVRTC and matching headers, each in a separate environment.
 
     python -m ci.matrix                  all programs with each release, and with this environment's
-    python -m ci.matrix --release 12.9   with one
-    python -m ci.matrix --few            what CI runs
-    python -m ci.matrix --cccl           all programs over CCCL, with each of its releases (minutes)
+    python -m ci.matrix --release 12.9   with one release
+    python -m ci.matrix --few            the programs that CI runs
+    python -m ci.matrix --cccl           all programs that use CCCL, with each of its releases (minutes)
 
-Environments are made once, in ``.venv-nvrtc-12.9`` and the like beside ``.venv``, and kept. Each program is compiled in
-one folder, then looked up in another one, whose headers are copies, by another process; then a header is edited.
+Environments are created once, in ``.venv-nvrtc-12.9`` and so on beside ``.venv``, and kept. Each program is compiled in
+one folder, then looked up by another process in a second folder with copies of the headers; then a header is edited.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from ci.matrix_programs import CASES
 ROOT = Path(__file__).resolve().parent.parent
 NEWEST = "newest"
 _PACKAGE = ["jinja2", "msgspec", "platformdirs", "xxhash"]
-#: What is installed for each release.
+#: The requirements of each release's environment.
 RELEASES = {
     "12.9": [
         f"nvidia-{name}-cu12==12.9.*" for name in ("cuda-nvrtc", "nvjitlink", "cuda-cccl", "cuda-runtime", "cuda-nvcc")
     ],
     "13.0": [f"nvidia-{name}==13.0.*" for name in ("cuda-nvrtc", "nvjitlink", "cuda-cccl", "cuda-runtime", "cuda-crt")],
 }
-#: CCCL's releases, the NVRTC that each is tried with, and the wheel.
+#: The releases of CCCL, each with the NVRTC release to test it with, and the wheel.
 CCCL = {
     **{v: ("12.9", f"nvidia-cuda-cccl-cu12=={v}.*") for v in ("12.3", "12.4", "12.5", "12.6", "12.8", "12.9")},
     "13.0": ("13.0", "nvidia-cuda-cccl==13.0.*"),
@@ -54,21 +54,21 @@ HEADERS = {
 }
 
 
-#: What pip says where no registry answers.
+#: Words in pip's message if no registry answers.
 _UNREACHABLE = ("ConnectionPool", "HTTP error ")
-#: And of a package of which it gets no wheel at all.
+#: pip's message for a package that has no wheel at all.
 _UNKNOWN = re.compile(r"requirement ([\w.-]+)\S* \(from versions: none\)")
 
 
 class UnavailableError(Exception):
-    """An environment can't be made: no registry answers, or it hasn't got NVIDIA's wheels for this machine.
+    """An environment can't be created: no registry answers, or it lacks NVIDIA's wheels for this machine.
 
-    A package, or a release, that is only missing among others is a mistake in the tables above (RuntimeError).
+    If only one package or release is missing, the tables above are wrong (RuntimeError).
     """
 
 
 def environment(release: str) -> Path:
-    """The interpreter of a release's environment, which is made if it isn't there; raises UnavailableError."""
+    """Return the interpreter of a release's environment, created if necessary; may raise UnavailableError."""
     if release == NEWEST:
         return Path(sys.executable)
     folder = ROOT / f".venv-nvrtc-{release}"
@@ -84,7 +84,7 @@ def environment(release: str) -> Path:
 
 
 def cccl(release: str) -> Path:
-    """The headers of a release of CCCL, which are installed if they aren't there; raises UnavailableError."""
+    """Return the header folder of a CCCL release, installed if necessary; may raise UnavailableError."""
     nvrtc, wheel = CCCL[release]
     folder = environment(nvrtc).parent.parent / f"cccl-{release}"
     with _alone():
@@ -98,7 +98,7 @@ def cccl(release: str) -> Path:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Keep a second one waiting, by a lock on the checkout's own directory, as ``ci/environment.py`` does."""
+    """Make a second process wait, by a lock on the checkout's directory, as ``ci/environment.py`` does."""
     lock = os.open(ROOT, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -117,7 +117,7 @@ def _install(where: Sequence[str], requirements: Sequence[str], *more: str) -> N
 
 
 def _is_out_of_reach(said: str) -> bool:
-    """Whether a failed installation is for want of a registry with NVIDIA's wheels, and not the tables' mistake."""
+    """Return whether an installation failed because no registry has NVIDIA's wheels, and not because of the tables."""
     if any(words in said for words in _UNREACHABLE):
         return True
     unknown = _UNKNOWN.search(said)
@@ -128,14 +128,14 @@ def _is_out_of_reach(said: str) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    """Whether a registry has a wheel of that package for this machine."""
+    """Return whether a registry has a wheel of a package for this machine."""
     command = [sys.executable, "-m", "pip", "index", "versions", "--quiet", "--retries=1", "--timeout=20", name]
     return not subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode
 
 
 @dataclass(frozen=True)
 class Row:
-    """The outcome for a program; ``trouble`` says what is wrong, if anything is."""
+    """The outcome for a program; ``trouble`` describes the problem, or is None."""
 
     name: str
     seconds: float
@@ -152,10 +152,10 @@ def check(python: Path, cases: Sequence[str], *, headers: Path | None = None, th
     cases : sequence of str
         Names of programs.
     headers : Path, optional
-        CCCL's, instead of the environment's own.
+        CCCL headers to use instead of the environment's own.
     thorough : bool
-        Compile each again without a cache, and each with the edited header; else those alone whose place counts, and
-        the first three.
+        Compile every program again without a cache, and every program with the edited header. Otherwise, compile only
+        programs with ``place`` without a cache, and only the first three with the edited header.
     """
     with tempfile.TemporaryDirectory(prefix="progcache-matrix-") as scratch:
         here, there = Path(scratch, "here"), Path(scratch, "there")
@@ -204,7 +204,7 @@ def _trouble(place: bool, made: dict[str, Any], served: dict[str, Any], edited: 
 
 
 def _include_roots(python: Path) -> list[str]:
-    """CUDA's own headers, with those of the compiler's where they are apart, then CCCL's."""
+    """Return the folders of CUDA's headers, of the compiler's if they are separate, and of CCCL's headers."""
     code = (
         "import os\nfrom cuda_progcache.keys.toolchain import header_root\ncuda = header_root('cuda')\n"
         "apart = os.path.join(os.path.dirname(os.path.dirname(cuda)), 'cuda_nvcc', 'include')\n"
@@ -223,7 +223,7 @@ def _run(
 
 
 def _python(python: Path, *arguments: str, cwd: Path | None = None, text: str = "") -> str:
-    # No variable of this environment's, such as where its compilers lie, and no warning among the answers.
+    # Leave out this environment's variables, such as the paths of its compilers, and keep warnings out of the answers.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA_", "PYTHON"))}
     given = kept | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
@@ -239,11 +239,11 @@ def _number(release: str) -> tuple[int, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a table; 1 where something isn't as it should be, 2 where an environment can't be made."""
+    """Print a table; return 1 if an outcome is wrong, 2 if an environment can't be created."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", action="append", choices=[*RELEASES, NEWEST, *CCCL], help="instead of all")
+    parser.add_argument("--release", action="append", choices=[*RELEASES, NEWEST, *CCCL], help="only this; repeatable")
     parser.add_argument("--few", action="store_true", help="fewer compiles; without --cccl, fewer programs, too")
-    parser.add_argument("--cccl", action="store_true", help="releases of CCCL")
+    parser.add_argument("--cccl", action="store_true", help="run the releases of CCCL instead of NVRTC")
     given = parser.parse_args(arguments)
     wrong = 0
     for release in given.release or (CCCL if given.cccl else [*RELEASES, NEWEST]):

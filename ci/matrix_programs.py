@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real programs, compiled through a cache by the interpreter of some environment: what ``ci/matrix.py`` starts.
+"""The programs of ``ci/matrix.py``, and the script that compiles them through a cache in a given environment.
 
-Reads what to do from stdin and writes what came of it to stdout, both JSON. Only the package is needed.
+The script reads its task from stdin and writes the outcomes to stdout, both as JSON. It needs only the package.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ ARCH = "sm_80"
 class Case(NamedTuple):
     """A program.
 
-    ``place`` says that the working directory or a header's path is in the output. ``quick`` ones are in CI's own run;
-    ``cccl`` ones include CCCL's headers, which NVRTC can compile ``since`` that release of theirs.
+    ``place``: the output contains the working directory or a header's path. ``quick``: CI runs the program. ``cccl``:
+    the program includes headers of CCCL, which NVRTC can compile ``since`` that release of CCCL.
     """
 
     code: str
     target: str = "cubin"
     names: tuple[str, ...] = ()
-    options: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
+    options: dict[str, Any] = {}  # noqa: RUF012 - never modified
     place: bool = False
     quick: bool = False
     cccl: bool = True
@@ -145,7 +145,7 @@ CASES = {
 
 
 def compiled(name: str, cache: FileStreamProgramCache | None, include_path: list[str]) -> dict[str, Any]:
-    """Compile a case: whether it was a hit or is kept, and digests of what a user sees, without and with paths."""
+    """Compile a case; return whether it hit, why it isn't kept, and digests of the output without and with paths."""
     case = CASES[name]
     log = io.StringIO()
     given = {"arch": ARCH, "std": "c++17", "name": "k.cu", "include_path": include_path} | case.options
@@ -165,7 +165,7 @@ def compiled(name: str, cache: FileStreamProgramCache | None, include_path: list
     finally:
         end()
     told = shown = log.getvalue()
-    for number, root in enumerate(include_path):  # a warning names the header's path, which is another one there
+    for number, root in enumerate(include_path):  # a warning contains the header's path, which differs between folders
         told = told.replace(root, f"<{number}>")
     return found | {"digest": _digest(seen, told), "exactly": _digest(seen, shown)}
 
@@ -175,7 +175,7 @@ def _digest(*seen: object) -> str:
 
 
 def main() -> None:
-    """Compile the cases that stdin names: with ``cache``, and, where ``fresh`` says so, without one."""
+    """Compile the cases named on stdin: with ``cache``, and those in ``fresh`` also without a cache."""
     given = json.load(sys.stdin)
     cache = FileStreamProgramCache(given["cache"], durability="none")
     json.dump(

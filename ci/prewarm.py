@@ -4,7 +4,8 @@
     python ci/prewarm.py --arch sm_80 --arch sm_90 --manifest my_kernels --cache-dir /srv/progcache --json summary.json
     python ci/prewarm.py --lock progcache.lock --cache-dir /srv/progcache --junit report.xml
 
-Options and exit codes are the command's. ``--json FILE`` is its ``--report FILE``, ``--json -`` its ``--json``.
+Options and exit codes are those of the command, except that ``--json FILE`` stands for its ``--report FILE`` and
+``--json -`` for its ``--json``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from cuda_progcache.cli import main
 
 
 def arguments(given: list[str]) -> list[str]:
-    """The command line of ``cuda-progcache`` for one of this script."""
+    """Convert the arguments of this script to those of ``cuda-progcache``."""
     words = iter(given)
     told = ["prewarm"]
     for word in words:

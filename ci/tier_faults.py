@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier NAME] [--trouble PART] [--markdown FILE]``.
+"""Measure the cost of a faulty tier: ``python -m ci.tier_faults [--tier NAME] [--trouble PART] [--markdown FILE]``.
 
-For each tier and each trouble of :mod:`ci.servers.troubles` a program store of a memory level and the tier is asked for
-programs that aren't there: once, a thousand times more, by eight threads at once, and to keep one. A tier may cost at
-most its deadline once, then nothing, and never an error or a wrong byte.
+For each tier and each trouble of :mod:`ci.servers.troubles`, a program store with a memory level and the tier looks up
+missing programs once, a thousand more times, and in eight threads at once; then it publishes a program. A tier may cost
+at most its deadline once and nothing after that, and must never cause an error or return a wrong byte.
 
-Then each call of each client gets an answer of a terabyte, in a process of its own, which must not end by it.
+Then each call of each client gets a response of a terabyte, in a separate process, which must survive it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ T = TypeVar("T")
 TIERS = {"redis": "redis", "http": "http", "s3": "http"}
 RESOLVER = "a dead resolver"
 PROGRAM = bytes(range(256)) * 80
-#: Seconds that connecting, a look-up and a write may take.
+#: The time limits, in seconds, for connecting, a lookup and a write.
 TIMES = (0.5, 2.0, 10.0)
-#: Tiers on each client of HTTP, and the variables that have a tier of S3 be one of obstore's.
+#: The URL of a tier for each HTTP client, and the variables that make an S3 tier use obstore.
 CLIENTS: dict[str, tuple[str, dict[str, str]]] = {
     "http": ("http://127.0.0.1:{port}/prefix?", {}),
     "s3": ("s3://someone:something@bucket/prefix?endpoint=http://127.0.0.1:{port}&", {}),
@@ -62,7 +62,7 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
 
-engine, until = EngineOnDemand(parse_tier(sys.argv[1])), time.monotonic() + 60
+engine, until = EngineOnDemand(parse_tier(sys.argv[1])), time.monotonic() + 300
 calls = {
     "get": lambda: engine.get("v1/x", limit=1000, until=until),
     "put": lambda: engine.put("v1/x", b"data", until=until),
@@ -84,29 +84,29 @@ CALLS = ("get", "put", "delete", "list")
 
 
 class Outcome(NamedTuple):
-    """What became of look-ups in a tier that is in trouble.
+    """The outcome of lookups in a faulty tier.
 
     Attributes
     ----------
     tier, trouble : str
     first : float
-        Seconds of the first look-up.
+        Seconds for the first lookup.
     more : float
-        Seconds of a thousand more.
+        Seconds for a thousand more lookups.
     threads : float
-        Seconds that eight threads with a new store took for a look-up each.
+        Seconds for one lookup in each of eight threads, with a new store.
     kept : float
-        Seconds that a program's publishing took its caller.
+        Seconds that publishing a program took the caller.
     wrong : int
-        Look-ups that gave bytes, of a program that isn't there.
+        The number of lookups that returned bytes for a missing program.
     raised : tuple of str
-        Errors that reached the caller.
+        The errors that reached the caller.
     requests : int
-        That the server saw of the first store, or connections where there were more.
+        The number of requests from the first store, or of connections if there were more of them.
     said : tuple of str
         The warnings.
     state : str
-        Of the tier's breaker, at last.
+        The final state of the tier's circuit breaker.
     """
 
     tier: str
@@ -130,22 +130,22 @@ def try_trouble(
     look_ups: int = 1000,
     threads: int = 8,
 ) -> Outcome:
-    """Have a tier in trouble, and see what comes of it.
+    """Run lookups in a tier with one kind of trouble.
 
     Parameters
     ----------
     tier : str
         One of :data:`TIERS`.
     trouble : str
-        One of its troubles.
+        One of the tier's troubles.
     folder : Path
-        For a certificate.
+        A folder for the server's certificate.
     times : tuple of float
-        Seconds for connecting, looking up and writing.
+        Time limits for connecting, lookups and writes, in seconds.
     look_ups : int
-        How many follow the first one.
+        The number of lookups after the first.
     threads : int
-        How many ask a new store together.
+        The number of threads that use a new store at once.
     """
     other = pack(entry_digest(b"another program"), PROGRAM, Version.of(PROGRAM, encode_record({}), time.time()))
     with _server(tier, trouble, other, folder) as server, warnings.catch_warnings(record=True) as caught:
@@ -157,7 +157,7 @@ def try_trouble(
         def ask(store: ProgramCacheStack, number: int) -> None:
             try:
                 data = store.get(b"program %d" % number)
-            except Exception as exc:  # noqa: BLE001 - what reached the caller is the question
+            except Exception as exc:  # noqa: BLE001 - every error that reaches the caller is recorded
                 raised.append(f"{type(exc).__name__}: {exc}")
             else:
                 if data is not None:
@@ -184,7 +184,7 @@ def try_trouble(
 
 
 def try_terabyte(client: str, trouble: str, calls: Sequence[str] = CALLS) -> tuple[int, str]:
-    """Have calls answered with a terabyte, in a process; its exit status, and what it says of each.
+    """Make calls in a new process to a server that responds with a terabyte; return its exit status and output.
 
     Parameters
     ----------
@@ -193,16 +193,17 @@ def try_terabyte(client: str, trouble: str, calls: Sequence[str] = CALLS) -> tup
     trouble : str
         One of :data:`TERABYTES`.
     calls : sequence of str
-        Of :data:`CALLS`.
+        Some of :data:`CALLS`.
     """
     url, variables = CLIENTS[client]
+    url += "connect_timeout=300&timeout=300"
     with FaultyServer("http", trouble, PROGRAM) as server:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _CALL, url.format(port=server.port) + "connect_timeout=30&timeout=30", *calls],
+            [sys.executable, "-P", "-c", _CALL, url.format(port=server.port), *calls],
             env={**os.environ, **variables},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
     return done.returncode, done.stdout or done.stderr
@@ -250,12 +251,12 @@ def _url(tier: str, server: FaultyServer | None, times: tuple[float, float, floa
 
 
 def with_dead_resolver(folder: Path) -> dict[str, str]:
-    """The environment of a process whose resolver is dead for names under ``dead.example``.
+    """Return the environment for a process whose resolver doesn't answer for names under ``dead.example``.
 
     Raises
     ------
     Unavailable
-        There is no C compiler to build it with.
+        There is no C compiler to build the resolver with.
     """
     compiler = found("cc", "gcc", package="gcc")
     library = folder / "dead_resolver.so"
@@ -265,7 +266,7 @@ def with_dead_resolver(folder: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 1 where a tier cost more than it may."""
+    """Print the table; return 1 if a tier cost more than it may."""
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="progcache-faults-") as scratch:
         folder = Path(scratch)
@@ -302,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         status, said = try_terabyte(client, trouble, [call])
         print(f"{client:12}{trouble:24}{f'ended with status {status}' if status else said.strip()[:110]}", flush=True)
         ended += [(client, trouble, call, status)] if status else []
-    print(f"{len(tried) - len(ended)} of {len(tried)} processes bore an answer of a terabyte")
+    print(f"{len(tried) - len(ended)} of {len(tried)} processes survived a response of a terabyte")
     worse += ended
     for outcome in worse:
         print(f"not: {outcome}")
@@ -310,9 +311,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def is_kept(outcome: Outcome, times: tuple[float, float, float] = TIMES) -> bool:
-    """Whether a tier cost what it may: one deadline in all, no error and no wrong byte.
+    """Return whether a tier cost no more than it may: one deadline in total, no error and no wrong byte.
 
-    A tier whose breaker is closed has answered, if nothing of use, and each of its answers takes its time.
+    A tier whose circuit breaker is closed has answered, if uselessly; then only the first lookup's time is limited, as
+    each answer takes time.
     """
     _, most, _ = times
     asked = outcome.first if outcome.state == "closed" else outcome.first + outcome.more
@@ -321,7 +323,7 @@ def is_kept(outcome: Outcome, times: tuple[float, float, float] = TIMES) -> bool
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:
-    """The outcomes as a table: a row for each trouble, a column for each tier."""
+    """Return the outcomes as a Markdown table: a row for each trouble, a column for each tier."""
     tiers = list(dict.fromkeys(outcome.tier for outcome in outcomes))
     cells = {(outcome.tier, outcome.trouble): _cell(outcome) for outcome in outcomes}
     kinds = dict.fromkeys(outcome.trouble for outcome in outcomes)
@@ -345,11 +347,11 @@ def _print(outcome: Outcome) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ci.tier_faults", description="What a tier in trouble costs.")
+    parser = argparse.ArgumentParser(prog="python -m ci.tier_faults", description="Measure the cost of a faulty tier.")
     parser.add_argument("--tier", action="append", choices=[*TIERS, "gs", "az"], help="repeatable; default: all")
-    parser.add_argument("--trouble", metavar="PART", help="only troubles whose name has this")
-    parser.add_argument("--markdown", metavar="FILE", help="write a table of them there")
-    parser.add_argument("--json", metavar="FILE", help="write the outcomes there, too")
+    parser.add_argument("--trouble", metavar="PART", help="only troubles whose name contains PART")
+    parser.add_argument("--markdown", metavar="FILE", help="write the outcomes to FILE as a Markdown table")
+    parser.add_argument("--json", metavar="FILE", help="write the outcomes to FILE as JSON")
     return parser
 
 

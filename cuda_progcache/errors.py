@@ -74,7 +74,7 @@ _made: dict[tuple[type, type], Any] = {}
 
 
 def and_theirs(ours: type[_Error], module: str, name: str) -> type[_Error]:
-    """Return a class that both our handlers and those for another library's error catch.
+    """Return a class that is caught by handlers for ``ours`` and by those for another library's error.
 
     Parameters
     ----------
@@ -310,4 +310,4 @@ class WorkerDiedError(ProgCacheError, RuntimeError):
 
 
 class InspectError(ProgCacheError, RuntimeError):
-    """A binary could not be inspected (cuobjdump or nvdisasm missing, or not applicable to this target type)."""
+    """A binary can't be inspected: it is corrupt or of an unsupported kind or architecture, or a tool is missing."""

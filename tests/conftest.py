@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: none touches the user's cache or fails for being slow, and GPU tests run where there is a GPU."""
+"""Fixtures for all tests: no test uses the user's cache or fails because it is slow; GPU tests need a GPU."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from hypothesis import HealthCheck, settings
 
 CUDA_ERROR_NO_DEVICE = 100
 
-# The machine may be busy: what takes long is no fault of an example.
+# The machine may be busy, so a slow example isn't a failure.
 settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_cache_dir(tmp_path_factory):
-    """Session fixtures that open a default cache get one of this run, removed with its temporary directory."""
+    """Give session fixtures a default cache of this run, removed with its temporary directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.mktemp("session-progcache")))
         patch.setenv("CUDA_PROGCACHE_TEMPLATES", str(tmp_path_factory.getbasetemp() / "compiled-templates"))
-        # At its end, pytest removes what earlier runs left; one inside a test would do so for minutes.
+        # At its end, pytest removes the directories of earlier runs; for a run inside a test, that would take minutes.
         patch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path_factory.getbasetemp()))
         yield
 
 
 @pytest.fixture(autouse=True)
 def _own_cache_dir(_session_cache_dir, monkeypatch, tmp_path_factory, request):
-    """Each test, and each process that it starts, has a default cache of its own."""
+    """Give each test, and each process that it starts, a separate default cache."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.getbasetemp() / "progcache" / name))
 
 
 @pytest.fixture(scope="session")
 def oldest_release():
-    """The interpreter of an environment with the oldest CUDA release of the matrix; skipped without a registry."""
+    """Return the interpreter of an environment with the matrix's oldest CUDA release; skip without a registry."""
     from ci import matrix
 
     try:
@@ -49,7 +49,7 @@ def oldest_release():
 
 @cache
 def why_no_gpu():
-    """Say why there is no CUDA device; None where there is one. A driver that fails in another way is an error."""
+    """Return why there is no CUDA device; None if there is one. A driver that fails in another way is an error."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -59,13 +59,13 @@ def why_no_gpu():
         return "no CUDA device"
     count = ctypes.c_int()
     if status or driver.cuDeviceGetCount(ctypes.byref(count)):
-        raise RuntimeError(f"the CUDA driver does not start (cuInit: {status}); mend it, or deselect with -m 'not gpu'")
+        raise RuntimeError(f"the CUDA driver doesn't start (cuInit: {status}); fix it, or deselect with -m 'not gpu'")
     return None if count.value else "no CUDA device"
 
 
 def pytest_collection_modifyitems(items):
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    # On a GPU runner a device that isn't seen is a failure, not a reason to skip.
+    # On a GPU runner, a missing device is a failure, not a reason to skip.
     if not on_gpu or os.environ.get("CUDA_PROGCACHE_REQUIRE_GPU"):
         return
     reason = why_no_gpu()

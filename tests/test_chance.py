@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program's random numbers are its own: what is drawn here neither takes any nor tells of its seed."""
+"""The package doesn't draw from the application's random numbers, and its own don't depend on the seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import ast
 import os
 import random
 from pathlib import Path
+
+import pytest
 
 import cuda_progcache
 from cuda_progcache._util.chance import chance
@@ -17,13 +19,13 @@ from cuda_progcache.store.tiers.leases import FleetLeases
 from cuda_progcache.store.tiers.settings import parse_tier
 
 PACKAGE = Path(cuda_progcache.__file__).parent
-#: Draw from generators of their own, or of the system's.
+#: Names in :mod:`random` that don't use the shared generator.
 OWN = {"Random", "SystemRandom"}
 
 
 def shared_draws(source):
-    """The lines that use the generator that all of a process shares."""
-    tree = ast.parse(source if "random" in source else "")  # most files don't speak of it, and parsing takes a while
+    """Yield the lines that use the generator shared by the whole process."""
+    tree = ast.parse(source if "random" in source else "")  # most files don't mention it, and parsing is slow
     imported = [alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names = {alias.asname or alias.name for alias in imported if alias.name == "random"}
     for node in ast.walk(tree):
@@ -49,7 +51,7 @@ def test_the_check_sees_what_it_looks_for():
 
 
 def test_what_draws_leaves_the_programs_numbers_alone(tmp_path, monkeypatch):
-    """A thread that looks after a server, an eviction, a check of hits, a trimmed shard of manifests."""
+    """Cover a thread that checks a server, an eviction, a check of hits, and a trimmed shard of manifests."""
     shard = tmp_path / "manifests" / "ab"
     shard.mkdir(parents=True)
     for n in range(manifests._FEW + 1):
@@ -66,11 +68,12 @@ def test_what_draws_leaves_the_programs_numbers_alone(tmp_path, monkeypatch):
     assert random.getstate() == before
     taken = [chance.random() for _ in range(3)]
     random.seed(1)
-    assert [chance.random() for _ in range(3)] != taken, "it follows the program's seed"
+    assert [chance.random() for _ in range(3)] != taken, "it depends on the program's seed"
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_children_draw_other_numbers():
-    """Else a fleet's processes, forked from one, would come to a server at the same moments."""
+    """Otherwise, a fleet's processes forked from one parent would contact a server at the same moments."""
     drawn = set()
     for _ in range(2):
         reading, writing = os.pipe()

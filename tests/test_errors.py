@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers can rely on when they catch our errors and filter our warnings."""
+"""The guarantees for callers that catch the package's errors and filter its warnings."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_warnings_can_be_filtered_by_their_category():
 
 @pytest.mark.parametrize("kind", [n for n in vars(errors).values() if isinstance(n, type) and issubclass(n, Exception)])
 def test_every_error_crosses_processes_as_cuda_cores_or_not(kind):
-    """A class that was made on the way, of ours and another library's, is found again as ours."""
+    """A class combined from ours and another library's is unpickled as ours."""
 
-    class TheirError(Exception):  # as the bindings' errors are: made of a status alone
+    class TheirError(Exception):  # like the bindings' errors, it takes only a status
         def __init__(self, status):
             self.status = status
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes made by ``_util.fields`` are what ``dataclasses`` and ``typing`` make of the same declarations."""
+"""Classes made by ``_util.fields`` equal those that ``dataclasses`` and ``typing`` make from the same declarations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is registered for forked children is called there, as long as its object lives."""
+"""Functions registered for forked children are called in the child, as long as their object is alive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Counting:
         forks.in_child(self.tell)
 
     def __eq__(self, other):
-        """Equal to each other, and unhashable: neither matters."""
+        """Make all instances equal and unhashable; neither may matter."""
         return isinstance(other, Counting)
 
     __hash__ = None
@@ -32,7 +32,7 @@ class Counting:
 
 
 def in_child(work):
-    """What work() gives in a forked child."""
+    """Return the result of work() in a forked child."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -47,6 +47,7 @@ def in_child(work):
 def test_each_living_object_is_called_in_a_child_and_in_its_children(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: told.append(str(raised.exc_value.exceptions[0])))
+    gc.collect()  # what other tests have left
     before = len(forks._methods)
     kept = [Counting(told, name) for name in ("broken", "gone", "whole")]
     del kept[1]

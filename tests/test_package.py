@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package as it is shipped: sdist, the wheel made from it, and what an installation of that wheel can do."""
+"""The package as shipped: the sdist, the wheel built from it, and an installation of that wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-# One worker of xdist: the wheel is built and installed once.
+# Run in a single xdist worker, so that the wheel is built and installed once.
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -41,7 +41,7 @@ def run(*command, cwd, **settings):
 
 
 def heavy_modules(python, statement, cwd):
-    """Give the heavy modules that a statement imports in a fresh interpreter."""
+    """Return the heavy modules that a statement imports in a new interpreter."""
     code = (
         "import json, sys\nbefore = set(sys.modules)\n"
         f"{statement}\n"
@@ -60,7 +60,7 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """The wheel as a user builds it: from the sdist, outside of the checkout."""
+    """Build the wheel as a user does: from the sdist, outside the checkout."""
     directory = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(directory, filter="data")
@@ -72,13 +72,13 @@ def wheel(sdist, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A fresh environment with the wheel, which sees this environment's other packages; gives its interpreter."""
+    """Create an environment with the wheel that also sees this environment's packages; return its interpreter."""
     directory = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(directory, with_pip=False, symlinks=True)
     python = directory / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
     run(*pip, cwd=directory)
-    # Only now: pip must not take this environment's editable installation for one to replace.
+    # Not before pip runs, which would otherwise replace this environment's editable installation.
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=directory).strip())
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders for what is needed for a moment: gone afterwards, whatever ends the process."""
+"""Temporary folders are removed, whatever ends the process."""
 
 from __future__ import annotations
 

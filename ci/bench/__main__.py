@@ -49,7 +49,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; 1 where a figure is not reached and ``--strict`` was given."""
+    """Measure, print the table and write the JSON; return 1 with ``--strict`` if a goal isn't reached."""
     options = _parser().parse_args(arguments)
     full = options.effort == "full"
     effort = 1.0 if full else float(options.effort)
@@ -86,10 +86,10 @@ def _fits(name: str, pattern: str) -> bool:
 
 @contextmanager
 def _directory() -> Iterator[Path]:
-    """One directory for the whole run, beside the results: where the temporary one is in memory an fsync is free.
+    """Make a directory for the whole run, beside the results: if the temporary directory is in memory, fsync is free.
 
-    One, and emptied at the end: for a while after files were removed, ext4 without a journal looks at each of their
-    inodes when it makes a new one, and the next benchmark's files would cost ten times as much.
+    The benchmarks share it, and it is emptied at the end. For a while after files were removed, ext4 without a journal
+    looks at each of their inodes when it makes a new one, and the next benchmark's files would cost ten times as much.
     """
     RESULTS.mkdir(exist_ok=True)
     directory = tempfile.mkdtemp(prefix="run-", dir=RESULTS)
@@ -111,7 +111,7 @@ def _run(benchmark: Benchmark, directory: Path, effort: float) -> Result:
 
 
 def _load() -> float | None:
-    """How many processes have wanted to run, on average of the last minute; None where the system doesn't count."""
+    """Return the load average of the last minute; None if the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -162,7 +162,7 @@ def _print(results: list[Result], report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # Where stdout is no terminal nothing must be cut, and --json - has stdout for itself.
+    # Nothing may be cut off if the output is no terminal, and stdout is reserved for --json -.
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
     table = Table(title=f"medians of calls in turns, Python {report['python']}, {report['machine']['cpu']}")
     for heading in ("benchmark", OURS, PEER, "ratio", "other sides", "goal", "met"):
@@ -193,7 +193,7 @@ def _print(results: list[Result], report: dict[str, Any]) -> None:
 
 def _effort(text: str) -> str:
     if text != "full":
-        float(text)  # argparse makes a message of its ValueError
+        float(text)  # argparse turns its ValueError into a message
     return text
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Misses by the dozen: a batch over shared headers, and many processes that want the same program."""
+"""Many misses: a batch over shared headers, and many processes that want the same program."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ block = {{ type = "int", min = 32, max = 1024, default = 128 }}
 
 
 def _prewarm(directory: Path, effort: float) -> dict[str, list[float]]:
-    """A library of cub variants, compiled by prewarm, and by a loop over some of them, in proportion."""
+    """Time a prewarm of a library of cub variants, and a loop over some of them, scaled up to all."""
     import cuda.core
 
     from cuda_progcache import CompileService
@@ -71,7 +71,7 @@ def _prewarm(directory: Path, effort: float) -> dict[str, list[float]]:
     return {OURS: [taken], SERIAL: [before, loop(variants[-shown:])]}
 
 
-# A program that takes 0.4 s without any header: with headers the peer's cache refuses it.
+# A program that takes 0.4 s to compile without headers: the peer's cache refuses headers.
 BUSY = "".join(
     f'extern "C" __global__ void k{k}(float* a) {{\n#pragma unroll\n'
     f"for (int i = 0; i < 16; ++i) a[i] = sinf(a[i] * {k}.5f) + expf(a[15 - i]) / a[(i * 7 + {k}) % 16];\n}}\n"
@@ -102,14 +102,14 @@ for line in sys.stdin:
 
 @contextmanager
 def _workers(code: str, cache: Path, count: int) -> Iterator[Side]:
-    """Processes that are ready to compile; a call has all of them compile one new program."""
+    """Yield a call that makes ``count`` running processes compile one new program."""
     with ExitStack() as stack:
         workers = []
         for _ in range(count):
             process = subprocess.Popen(
                 [sys.executable, "-c", code, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            stack.enter_context(process)  # closes its input at the end, which ends it
+            stack.enter_context(process)  # closes its input at the end, which makes it exit
             workers.append(process)
         programs = iter(range(10**9))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cache_file``: a hit and a miss, alone and among many recorded calls."""
+"""``cache_file``: hits and misses, alone and among many recorded calls."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a benchmark is declared and measured."""
+"""The declaration and the measurement of benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Side = Callable[[], object]
 
 
 class Refused:
-    """A side that does not do this at all; the reason is its own error message."""
+    """A side that can't do this at all; its own error message is the reason."""
 
     def __init__(self, attempt: Side, *expected: type[Exception]) -> None:
         try:
@@ -33,14 +33,14 @@ Sides = Mapping[str, "Side | Refused"]
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure to reach.
+    """A goal of a benchmark.
 
     Attributes
     ----------
     text : str
-        The figure as the table shows it.
+        The goal as the table shows it.
     met : callable
-        Takes the medians, in seconds by side, and tells whether it is reached.
+        Takes the medians, in seconds by side, and returns whether the goal is reached.
     """
 
     text: str
@@ -48,46 +48,46 @@ class Goal:
 
 
 def ratio(most: float, to: str = PEER) -> Goal:
-    """Ours takes at most so many times what the other side takes."""
+    """Return the goal that ours takes at most ``most`` times as long as another side."""
     return Goal(f"≤ {most:g}× {to}", lambda medians: medians[OURS] <= most * medians[to])
 
 
 def at_most(seconds: float) -> Goal:
-    """Ours takes at most so long."""
+    """Return the goal that ours takes at most so many seconds."""
     return Goal(f"≤ {duration(seconds)}", lambda medians: medians[OURS] <= seconds)
 
 
 def over(side: str, seconds: float, share: float = 0.0) -> Goal:
-    """Ours takes at most so much longer than a side: seconds, or a share of that side's time where that is more."""
+    """Return the goal that ours takes at most ``seconds`` longer than a side, or ``share`` of its time if greater."""
     text = f"≤ {side} + {duration(seconds)}" + (f" or {share:.0%}" if share else "")
     return Goal(text, lambda medians: medians[OURS] - medians[side] <= max(seconds, share * medians[side]))
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Something to measure.
+    """The description of a benchmark.
 
     Attributes
     ----------
     name : str
         ``room.what``; ``--only`` matches it.
     what : str
-        One line for people.
+        A line of text for the table.
     goal : Goal
-        The figure to reach.
+        The goal to reach.
     sides : callable or None
-        Takes an empty directory; a context manager that gives what to call, by side (ours first).
+        Takes an empty directory; returns a context manager that yields the functions to call, by side (ours first).
     rounds : int
-        Each round calls every side ``calls`` times, so that a slow moment of the machine falls on all.
+        The number of rounds. Each calls every side ``calls`` times, so that a slow moment of the machine affects all.
     calls : int
         Calls of a side in a round.
     samples : callable or None
-        Instead of ``sides``, for what can't be called again and again in turns: takes an empty directory (others of the
-        same run lie beside it) and the effort, and gives the seconds that each call took, by side.
+        Replaces ``sides`` for work that can't be repeated in turns: takes an empty directory (those of other benchmarks
+        of the run are beside it) and the effort, and returns the seconds of each call, by side.
     statistic : {"median", "mean", "p99"}
-        What of the calls' times counts.
+        The statistic of the calls' times that is compared with the goal.
     beside : str, optional
-        A side; the table says how much longer ours takes, by the least, the 10th percentile and the median.
+        A side; the table shows how much longer ours takes, by the least, the 10th percentile and the median.
     """
 
     name: str
@@ -103,19 +103,19 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a side took: seconds a call.
+    """The times of a side, in seconds per call.
 
     Attributes
     ----------
     median, low, high : float
         The median and the quartiles.
     mean, p99 : float
-        The mean, and what 99 % of the calls stay within.
+        The mean and the 99th percentile.
     least, p10 : float
-        The shortest, and what 10 % stay within: on a machine that is busy with other things, the nearest to what a call
-        takes by itself.
+        The shortest time and the 10th percentile: on a machine that is busy with other work, they are the closest to
+        what a call takes by itself.
     calls : int
-        How many calls were timed.
+        The number of calls that were timed.
     """
 
     median: float
@@ -130,16 +130,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark's outcome.
+    """The outcome of a benchmark.
 
     Attributes
     ----------
     benchmark : Benchmark
-        What was measured.
+        The benchmark that was run.
     measured : mapping
-        By side.
+        The times, by side.
     refused : mapping
-        The reason, by side that does not do this.
+        The reasons, by side that can't do this.
     """
 
     benchmark: Benchmark
@@ -148,18 +148,18 @@ class Result:
 
     @property
     def times(self) -> dict[str, float]:
-        """The median, or the statistic that counts instead, in seconds, by side."""
+        """The median of each side in seconds, or the benchmark's statistic instead."""
         return {side: getattr(measured, self.benchmark.statistic) for side, measured in self.measured.items()}
 
     @property
     def ratio(self) -> float | None:
-        """Ours over the peer's; None where the peer refuses."""
+        """Our time divided by the peer's; None if the peer refuses."""
         times = self.times
         return times[OURS] / times[PEER] if PEER in times else None
 
     @property
     def extra(self) -> str:
-        """By how much ours takes longer than what it is measured beside."""
+        """How much longer ours takes than the side beside it, as text; empty if there is no such side."""
         beside = self.benchmark.beside
         if beside is None or beside not in self.measured:
             return ""
@@ -173,11 +173,11 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """Whether the figure to reach is reached."""
+        """Whether the goal is reached."""
         return self.benchmark.goal.met(self.times)
 
     def to_dict(self) -> dict[str, object]:
-        """Give the outcome as JSON takes it; times in seconds."""
+        """Return the outcome for JSON; times are in seconds."""
         return {
             "name": self.benchmark.name,
             "what": self.benchmark.what,
@@ -207,9 +207,9 @@ def measure(benchmark: Benchmark, directory: Path, effort: float = 1.0) -> Resul
     Parameters
     ----------
     benchmark : Benchmark
-        What to measure.
+        The benchmark to run.
     directory : Path
-        An empty directory for it.
+        An empty directory for its files.
     effort : float
         A factor on the number of rounds; at least two are run.
     """
@@ -223,7 +223,7 @@ def measure(benchmark: Benchmark, directory: Path, effort: float = 1.0) -> Resul
         refused = {name: side.reason for name, side in sides.items() if isinstance(side, Refused)}
         seconds: dict[str, list[float]] = {name: [] for name in run}
         for side in run.values():
-            side()  # imports, first touches and memos happen before the clock runs
+            side()  # imports, first uses and memos happen before the measurement
         order = list(run)
         gc.collect()
         gc.disable()
@@ -247,14 +247,14 @@ def _time(side: Side, calls: int, into: list[float]) -> None:
 
 
 def _summary(values: Sequence[float]) -> Measured:
-    low, median, high = statistics.quantiles([*values, *values], n=4, method="inclusive")  # twice: there may be one
+    low, median, high = statistics.quantiles([*values, *values], n=4, method="inclusive")  # twice: maybe there is one
     ordered, last = sorted(values), len(values) - 1
     p99, p10 = (ordered[min(last, len(values) * percent // 100)] for percent in (99, 10))
     return Measured(median, low, high, statistics.fmean(values), p99, ordered[0], p10, len(values))
 
 
 def duration(seconds: float) -> str:
-    """Write a time with three figures and its unit."""
+    """Return a time as text with three digits and its unit."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"

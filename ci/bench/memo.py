@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memoized functions beside functools, diskcache, joblib and fleche; queries over many recorded calls.
+"""Memoized functions compared with functools, diskcache, joblib and fleche; queries over many recorded calls.
 
-The peers are in the ``bench`` extra; one that isn't installed is told as a side that refuses.
+The peers are in the ``bench`` extra; a peer that isn't installed appears as a side that refuses.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from ci.bench.harness import OURS, Benchmark, Goal, Refused, Sides, at_most, duration
 
 FUNCTOOLS, DISKCACHE, JOBLIB, FLECHE = "functools", "diskcache", "joblib", "fleche"
-#: Recorded calls in the rows about queries; with less ``--effort`` fewer.
+#: Recorded calls for the benchmarks of queries; fewer with less ``--effort``.
 LARGE = 100_000
-#: Recorded calls of fleche in these rows: it looks at every one, and its time grows with them.
+#: Recorded calls for fleche in these benchmarks: it reads every one, so its time grows with them.
 FLECHE_SIZE = 1_000
 #: Functions among the recorded calls: a query by name selects 1 %.
 NAMES = 100
@@ -100,7 +100,7 @@ def _in_files(directory: Path, stack: ExitStack) -> Entered:
 @contextmanager
 def _calls(directory: Path, *, files: bool, fresh: bool) -> Iterator[Sides]:
     with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # joblib's, about a function of a script
+        warnings.simplefilter("ignore")  # joblib warns about a function of a script
         entered = _in_files(directory, stack) if files else _in_memory(stack)
         sides: dict[str, Callable[[], object] | Refused] = {}
         for name, function in entered.items():
@@ -118,7 +118,7 @@ def _next(function: Callable[[int], int], arguments: Iterator[int]) -> int:
 
 
 def _below(seconds: float, side: str) -> Goal:
-    """Ours takes at most so long, and less than a side where that is there."""
+    """Return the goal that ours takes at most ``seconds``, and less than a side if that side was measured."""
     return Goal(
         f"≤ {duration(seconds)}, < {side}",
         lambda medians: medians[OURS] <= seconds and medians[OURS] < medians.get(side, float("inf")),
@@ -133,7 +133,7 @@ def _size(effort: float) -> int:
 
 
 def _recorded(directory: Path, effort: float) -> Any:
-    """A cache of many recorded calls, which the rows of a run share."""
+    """Return a cache of many recorded calls, which the benchmarks of a run share."""
     from cuda_progcache.memo.call import Call
     from cuda_progcache.memo.memoize import file_cache
 
@@ -143,7 +143,7 @@ def _recorded(directory: Path, effort: float) -> Any:
     if not place.exists():
         for number in range(size):
             cache.calls.save(_call(number, Call).digest())
-        time.sleep(0.1)  # directories whose time stamps are this young are looked at again by each query
+        time.sleep(0.1)  # each query reads directories again whose time stamps are this young
     assert cache.calls.index.count() == size
     return cache
 
@@ -172,7 +172,7 @@ def _rounds(effort: float, most: int = 40) -> int:
 
 
 def _fleche_recorded(directory: Path) -> Any:
-    """A cache of fleche's with fewer recorded calls, which the rows of a run share; None where it isn't installed."""
+    """Return a fleche cache with fewer recorded calls, which the benchmarks share; None if fleche isn't installed."""
     if _missing("fleche") is not None:
         return None
     from fleche.caches import Cache
@@ -230,7 +230,7 @@ def _refresh(directory: Path, effort: float) -> Samples:
     found = []
     for number in range(_rounds(effort)):
         key = cache.calls.save(_call(10 * LARGE + number, Call).digest())
-        found += _timed(1, lambda: cache.calls.index.values_with_prefix("none"))  # any question brings it up to date
+        found += _timed(1, lambda: cache.calls.index.values_with_prefix("none"))  # any query updates the index
         assert cache.calls.index.count() == _size(effort) + 1
         cache.evict(key)
         time.sleep(0.06)  # until the directory's time stamp is old enough to be trusted
@@ -247,7 +247,7 @@ def _rebuild(directory: Path, effort: float) -> Samples:
 
 
 def _hit_among_many(directory: Path, effort: float) -> Samples:
-    """A hit in a cache of many calls, and in one that has no other, in turns."""
+    """Time hits in a cache of many calls and hits in a cache of one call, in turns."""
     from cuda_progcache.memo.memoize import memoize
 
     many, one = memoize(_recorded(directory, effort), _double), memoize(directory / "one", _double)

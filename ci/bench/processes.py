@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole processes: imports, and from nothing to the bytes of a cached kernel. Wall time, interpreter start included."""
+"""Whole processes: imports, and the way to the bytes of a cached kernel. Wall time, interpreter start included."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _python(code: str, directory: Path) -> Side:
 
 def _process(command: list[str], directory: Path) -> Side:
     environment = {
-        # An installed package has its bytecode, the peer's too; a checkout that may not write any would be compiled
-        # anew by each process.
+        # Installed packages have bytecode, the peer's too; a checkout that may not write any would be compiled by each
+        # process.
         **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "CUDA_PROGCACHE_DIR": str(directory / "ours"),
         "PEER_CACHE": str(directory / "peer"),

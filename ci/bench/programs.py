@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys, hits and misses of whole programs."""
+"""The keys, hits and misses of whole programs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def headers() -> list[str]:
 
 @contextmanager
 def _key(source: str, *, new: bool = False) -> Iterator[Sides]:
-    """Make keys of one source, or (both sides paying for the string) of one never seen before."""
+    """Make keys of one source or, with ``new``, of a new source each time; both sides pay for making its text."""
     from cuda.core import ProgramOptions as PeerOptions
     from cuda.core.utils import make_program_cache_key as peer_key
 
@@ -81,7 +81,7 @@ def _key(source: str, *, new: bool = False) -> Iterator[Sides]:
 
 @contextmanager
 def _programs(directory: Path) -> Iterator[tuple[Callable[..., Side], Callable[..., Side]]]:
-    """Give what makes a side of each: ``compiler(source, name_expressions=(), **options)``."""
+    """Yield functions that make a side, ours and the peer's: ``compiler(source, name_expressions=(), **options)``."""
     import cuda.core
     from cuda.core.utils import FileStreamProgramCache as PeerStore
 
@@ -123,7 +123,7 @@ def _hit_with_headers(directory: Path) -> Iterator[Sides]:
 
 @contextmanager
 def _hit_trusting_headers(directory: Path) -> Iterator[Sides]:
-    """Ask for it many times within the interval for which headers are taken as unchanged."""
+    """Compile a program many times within the interval in which its headers count as unchanged."""
     from cuda_progcache import HeaderPolicy, Program, ProgramOptions
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 

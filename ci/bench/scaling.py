@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What depends on the number of entries: a put at the size cap, opening with a cap, len, clear; and the plot of it."""
+"""Operations that depend on the number of entries: puts at the size cap, opening with a cap, len, clear; and a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ci.bench.harness import OURS, PEER, Benchmark, Goal, Result, at_most, ratio
 
 SIZES = (1_000, 10_000, 100_000)
 FULL_SIZES = (*SIZES, 1_000_000)
-#: Where the figures to reach are set.
+#: The size for which the goals are set.
 LARGE = 100_000
 ENTRY = os.urandom(1000)
 
@@ -26,7 +26,7 @@ _serial = itertools.count()
 
 
 def benchmarks(sizes: Sequence[int]) -> list[Benchmark]:
-    """The rows for stores of so many entries; clearing comes last, as it uses up what the others share."""
+    """Return the benchmarks for stores of these sizes; clear is last because it removes what the others share."""
     made = []
     for size in sizes:
         name = _short(size)
@@ -71,13 +71,13 @@ def _short(size: int) -> str:
 
 
 def _directories(own: Path, size: int) -> dict[str, Path]:
-    """Directories of so many entries, ours and the peer's, built once in a run; on the disk when they are given out."""
+    """Return directories of ``size`` entries, ours and the peer's, built once per run and synced to the disk."""
     shared = own.parent / f"entries-{size}"
     ours, peer = shared / "ours", shared / "peer"
     if not shared.exists():
         _build(ours, size, records=True)
         _build(peer, size, records=False)
-        os.sync()  # a file that was never written out is removed in no time, and in a cache most have been
+        os.sync()  # removing a file that was never written out costs nothing, but most files of a cache have been
     return {OURS: ours, PEER: peer}
 
 
@@ -141,9 +141,9 @@ _puts_at_cap: dict[Path, Samples] = {}
 
 
 def _put_at_cap(size: int, own: Path, effort: float) -> Samples:
-    """Puts of new keys into a full store, the first of a store object included: what it has to count, it counts then.
+    """Time puts of new keys into a full store, including the first one, which counts whatever has to be counted.
 
-    The peer's cost doesn't depend on what came before, so a few of them tell it.
+    The peer's cost doesn't depend on earlier puts, so a few of them are enough.
     """
     directories = _directories(own, size)
     if directories[OURS] not in _puts_at_cap:
@@ -177,14 +177,19 @@ def _clear(own: Path, effort: float) -> Samples:  # noqa: ARG001  once, however 
 
 
 def plot(results: Iterable[Result], target: Path) -> Path | None:
-    """Draw put at the cap and opening against the number of entries; None where these were not measured.
+    """Plot puts at the cap and opening against the number of entries.
 
     Parameters
     ----------
     results : iterable of Result
-        Of a run.
+        The results of a run.
     target : Path
-        The PNG to write.
+        The PNG file to write.
+
+    Returns
+    -------
+    Path or None
+        The file, or None if these benchmarks weren't run.
     """
     by_name = {result.benchmark.name: result for result in results}
     puts = _by_size(by_name, "scaling.put_at_cap_{}")

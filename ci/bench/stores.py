@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stores: get, load, miss, put. What depends on their size is in scaling."""
+"""The stores: get, load, miss and put. :mod:`ci.bench.scaling` has what depends on their size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from ci.bench.harness import OURS, PEER, Benchmark, Sides, at_most, ratio
 
 TEN_KB = os.urandom(10_000)
-#: What a put can't be cheaper than while it makes an entry and a record.
+#: The lower bound for a put that makes an entry and a record.
 BARE = "two bare files"
 KEY = b"\x5a" * 32
 
@@ -34,7 +34,7 @@ def _stores(directory: Path, **settings: Any) -> Iterator[tuple[Any, Any]]:
 def _get(directory: Path) -> Iterator[Sides]:
     with _stores(directory) as (ours, peer):
         ours[KEY] = peer[KEY] = TEN_KB
-        time.sleep(0.05)  # what was written within the last clock tick is verified anew by each read
+        time.sleep(0.05)  # each read verifies again what was written within the last clock tick
         assert ours.get(KEY) == peer.get(KEY) == TEN_KB
         yield {OURS: lambda: ours.get(KEY), PEER: lambda: peer.get(KEY)}
 
@@ -66,7 +66,7 @@ def _load(directory: Path) -> Iterator[Sides]:
     with _stores(directory) as (ours, peer):
         assert ours.publish(KEY, TEN_KB, RECORD)
         peer[KEY] = TEN_KB
-        time.sleep(0.05)  # what was written within the last clock tick is verified anew by each read
+        time.sleep(0.05)  # each read verifies again what was written within the last clock tick
         assert ours.load(KEY) == (TEN_KB, RECORD)
         yield {OURS: lambda: ours.load(KEY), PEER: lambda: peer.get(KEY)}
 
@@ -92,7 +92,7 @@ def _put(durability: str) -> Callable[[Path], Any]:
 
 
 def _bare_putter(directory: Path, *, sync: bool) -> Callable[[], None]:
-    """The system calls that two files cost, and nothing else: one written and renamed, one written in place."""
+    """Return a function that makes only the system calls for two files: one is written and renamed, one in place."""
     numbers = itertools.count()
     record = os.urandom(280)
     for tree in ("entries", "records"):

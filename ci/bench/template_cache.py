@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled templates from disk, beside Jinja2's FileSystemBytecodeCache."""
+"""Compiled templates loaded from disk, compared with Jinja2's FileSystemBytecodeCache."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ assert len(environment.get_template("sgemm.cu.j2").render(**{PARAMETERS!r})) > 5
 ENVIRONMENT_PROCESS = JINJA2_PROCESS.replace(
     "from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined",
     "from cuda_progcache.templates import BytecodeCache as FileSystemBytecodeCache, Environment\n"
-    "from jinja2 import FileSystemLoader, StrictUndefined",  # sorted, as programs have them
+    "from jinja2 import FileSystemLoader, StrictUndefined",  # sorted, as in real programs
 )
 
 
 def _cold(directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
-    """Run processes in turns; the CPU seconds of each, which a busy machine doesn't stretch."""
+    """Run processes in turns; return the CPU seconds of each, which hardly depend on other load."""
     return _in_turns({OURS: OUR_PROCESS, JINJA2: JINJA2_PROCESS, "bare Python": "pass"}, directory, effort)
 
 
 def _cold_environment(directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
-    """As `_cold`, for a program that renders with an `Environment`."""
+    """Do the same as `_cold` for a program that renders with an `Environment`."""
     sides = {OURS: ENVIRONMENT_PROCESS, JINJA2: JINJA2_PROCESS, "import jinja2": "import jinja2"}
     return _in_turns(sides, directory, effort)
 
@@ -59,7 +59,7 @@ def _in_turns(sides: Mapping[str, str], directory: Path, effort: float) -> Mappi
     for number in range(max(3, round(21 * effort))):
         for side, code in sides.items():
             took = _cpu_seconds(code, directory / side.replace(" ", "-"))
-            if number:  # the first compiles the templates, and Python the modules
+            if number:  # the first run compiles the templates, and Python's modules
                 seconds[side].append(took)
     return seconds
 
@@ -67,7 +67,7 @@ def _in_turns(sides: Mapping[str, str], directory: Path, effort: float) -> Mappi
 def _cpu_seconds(code: str, bytecode: Path) -> float:
     bytecode.mkdir(mode=0o700, exist_ok=True)
     environment = {**os.environ, "BYTECODE": str(bytecode)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its .pyc files
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has .pyc files
     process = os.posix_spawn(sys.executable, [sys.executable, "-c", code], environment)
     _, status, used = os.wait4(process, 0)
     if status:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Templates: our compiler beside Jinja2's, in CPU time.
+"""Templates: our compiler compared with Jinja2's, in CPU time.
 
-Both render the same text from the same variables, which is checked before anything is timed.
+Both render the same text from the same variables; this is checked before the measurement.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ MACROS = """\
 """
 
 
-# What real generators of host code are made of: call blocks in macros, chains of ~, counters in a namespace, lists that
+# Constructs of real generators of host code: call blocks in macros, chains of ~, counters in a namespace, lists that
 # are appended to, captured text, includes in loops.
 GENERATOR = """\
 {% from "signature" import argument, function %}
@@ -155,7 +155,7 @@ LISTS = """\
 
 @dataclass(frozen=True)
 class Case:
-    """A template with its variables, for either environment."""
+    """A template and its variables, for either environment."""
 
     source: str
     variables: Mapping[str, Any]
@@ -164,7 +164,7 @@ class Case:
     kernel: bool = False
 
     def environment(self, side: str) -> Any:
-        """Make the environment of a side."""
+        """Return the environment of a side."""
         import jinja2
 
         from cuda_progcache.templates import Environment, KernelEnvironment
@@ -178,19 +178,19 @@ class Case:
         return kind(loader=loader, trim_blocks=True, lstrip_blocks=True, **(self.options or {}))
 
     def rendering(self, side: str) -> Callable[[], str]:
-        """What renders."""
+        """Return a function that renders the template."""
         template = self.environment(side).from_string(self.source)
         variables = dict(self.variables)
         return lambda: str(template.render(**variables))
 
     def streaming(self, side: str) -> Callable[[], str]:
-        """What streams, drained."""
+        """Return a function that streams the template to its end."""
         template = self.environment(side).from_string(self.source)
         stream = template.render_stream if side == OURS else template.generate
         return lambda: "".join(list(stream(self.variables)))
 
     def compiling(self, side: str) -> Callable[[], str]:
-        """What compiles, from text to code object."""
+        """Return a function that compiles the template from text to a code object."""
         environment = self.environment(side)
 
         def compile_it() -> str:
@@ -201,7 +201,7 @@ class Case:
 
 
 def _folder(templates: Mapping[str, str]) -> str:
-    """Write templates into a directory that lives as long as the process."""
+    """Write templates into a directory that lasts as long as the process; return its path."""
     import tempfile
 
     folder = tempfile.TemporaryDirectory(prefix="bench-templates-")
@@ -215,7 +215,7 @@ _folders: list[Any] = []
 
 
 def _samples(case: Case, what: str, calls: int, directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
-    """CPU seconds a call; each round calls one side and then the other."""
+    """Return the CPU seconds of each call; a round calls one side and then the other."""
     del directory  # nothing is written
     sides = {side: getattr(case, what)(side) for side in (OURS, JINJA2)}
     ours, theirs = (side() for side in sides.values())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiers: hits beside the bare clients, a fresh machine, a tier that is dead, and what one costs that isn't asked.
+"""Tiers: hits compared with the bare clients, a fresh machine, a dead tier, and the cost of a tier that isn't asked.
 
-A server that can't be had here leaves its rows out; ``make servers`` installs them.
+The benchmarks of a server that isn't available are left out; ``make servers`` installs the servers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PROGRAM = os.urandom(20_000)
 RECORD = {"name": "axpby", "arch": "sm_90", "components": [[f"component {i}", f"value {i}"] for i in range(24)]}
 PROGRAMS = 180
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
-#: Hits in a row, each of a program that isn't on the disk yet, and how often.
+#: Hits in a row, each of a program that isn't on the disk yet, and the number of such bursts.
 _BURST, _BURSTS = 25, 40
 Server = Callable[[Path], AbstractContextManager[servers.Served]]
-#: A server of each kind, and the client that ours is measured beside.
+#: A server of each kind, and the client with which ours is compared.
 _SERVERS: dict[str, tuple[Server, str]] = {
     "redis": (servers.redis, "redis"),
     "http": (servers.nginx, "urllib3"),
@@ -42,7 +42,7 @@ def _key(number: int) -> bytes:
 
 
 def _bare(url: str) -> Callable[[], object]:
-    """A get by the client alone, over a connection that it keeps, of the object that lies under key 0."""
+    """Return a get of the object under key 0 by the client alone, over a connection that it keeps."""
     from urllib.parse import parse_qsl, urlsplit
 
     from cuda_progcache.store.base import entry_digest
@@ -74,7 +74,7 @@ def _bare(url: str) -> Callable[[], object]:
 
 @contextmanager
 def _filled(server: Server, directory: Path, programs: int) -> Iterator[tuple[Any, Callable[[], object]]]:
-    """A tier with so many programs, and a get by the client alone."""
+    """Yield a tier with ``programs`` programs, and a get by the client alone."""
     from cuda_progcache.store.tiers import open_tier
     from cuda_progcache.store.tiers.settings import parse_tier
 
@@ -92,7 +92,7 @@ def _filled(server: Server, directory: Path, programs: int) -> Iterator[tuple[An
 
 
 def _hit(server: Server) -> Callable[[Path], Any]:
-    """A hit in the tier alone."""
+    """Compare hits in the tier alone with the client's gets."""
 
     @contextmanager
     def sides(directory: Path) -> Iterator[Sides]:
@@ -103,9 +103,9 @@ def _hit(server: Server) -> Callable[[Path], Any]:
 
 
 def _first_hits(server: Server) -> Callable[[Path, float], Mapping[str, list[float]]]:
-    """Bursts of programs that this machine lacks, each followed by the end of their copying to the disk.
+    """Time bursts of hits of programs that this machine lacks, and the copying to the disk that follows each burst.
 
-    Beside a hit, the whole by program is given, and what an entry on the disk costs by itself.
+    The samples also have the whole time per program, copying included, and the time of a put on the disk alone.
     """
 
     def samples(directory: Path, effort: float) -> Mapping[str, list[float]]:
@@ -133,7 +133,7 @@ def _first_hits(server: Server) -> Callable[[Path, float], Mapping[str, list[flo
                 taken[KEPT] += _each(lambda: disk.publish(_key(next(others)), PROGRAM, RECORD))
 
             sides = [hits, gets, puts]
-            for _ in range(2):  # what is imported and made once
+            for _ in range(2):  # imports and other work that is done once
                 assert stack.get(_key(next(numbers))) is not None
             for _ in range(rounds):
                 for side in sides:
@@ -145,7 +145,7 @@ def _first_hits(server: Server) -> Callable[[Path, float], Mapping[str, list[flo
 
 
 def _each(call: Callable[[], object]) -> list[float]:
-    """Seconds of each call of a burst."""
+    """Return the seconds of each call of a burst."""
     taken = []
     for _ in range(_BURST):
         started = time.perf_counter()
@@ -156,14 +156,14 @@ def _each(call: Callable[[], object]) -> list[float]:
 
 
 def _fresh(server: Server, round_trip: float = 0.0) -> Callable[[Path, float], Mapping[str, list[float]]]:
-    """A library's prewarm on machines that have compiled nothing, before a tier that another has filled."""
+    """Time a library's prewarm on machines that have compiled nothing, with a tier that another machine filled."""
 
     def samples(directory: Path, effort: float) -> Mapping[str, list[float]]:
         archs = ARCHS[: max(1, min(len(ARCHS), round(len(ARCHS) * effort)))]
         folder = directory / "server"
         folder.mkdir()
         with server(folder) as served:
-            # Compiled once for all the rows.
+            # compiled once for all benchmarks
             first = directory.parent / "tiers.library"
             _prewarm(first, "", archs)
             command = [sys.executable, "-m", "cuda_progcache", "sync", str(first), served.writer]
@@ -181,13 +181,13 @@ def _fresh(server: Server, round_trip: float = 0.0) -> Callable[[Path, float], M
 
 class _Prewarmed(NamedTuple):
     seconds: float
-    processor: float  # seconds of it; a machine that is busy with other things has none left for the rest
+    processor: float  # CPU seconds, which exclude the time that a busy machine spends on other work
     hits: int
     compiled: int
 
 
 def _prewarm(cache: Path, url: str, archs: tuple[str, ...]) -> _Prewarmed:
-    """A prewarm in a process of its own, whose start isn't counted."""
+    """Prewarm in a separate process, whose start isn't counted."""
     script = (
         "import sys, time\n"
         "from cuda_progcache import CompileService\n"
@@ -197,7 +197,7 @@ def _prewarm(cache: Path, url: str, archs: tuple[str, ...]) -> _Prewarmed:
         "print(time.perf_counter() - started, time.process_time() - busy, report.hits, report.compiled)\n"
     )
     command = [sys.executable, "-c", script, str(cache), url, *archs]
-    # Compiled modules are written, as everywhere but in tests.
+    # Write .pyc files, as everywhere except in tests.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     seconds, busy, hits, compiled = done.stdout.split()
@@ -226,13 +226,13 @@ def _local_hit(directory: Path) -> Iterator[Sides]:
         for path in ("alone", "tiers"):
             with FileStreamProgramCache(directory / path, tiers=()) as store:
                 assert store.publish(_key(0), PROGRAM, RECORD)
-        time.sleep(0.05)  # what was written within the last clock tick is verified anew by each read
+        time.sleep(0.05)  # each read verifies again what was written within the last clock tick
         assert alone.get(_key(0)) == tiered.get(_key(0)) == PROGRAM
         yield {OURS: lambda: tiered.get(_key(0)), DISK: lambda: alone.get(_key(0))}
 
 
 def _write_back(server: Server) -> Callable[[Path, float], Mapping[str, list[float]]]:
-    """Seconds a program that a caller gives for publishing it, on the disk and to the tier."""
+    """Time the publishing of a program on the disk alone, and with a tier behind the disk."""
 
     def samples(directory: Path, _: float) -> Mapping[str, list[float]]:
         from cuda_progcache.store.file_stream import FileStreamProgramCache
@@ -280,7 +280,7 @@ def _rows() -> Iterator[Benchmark]:
 
 
 def _is_here(server: Server, client: str) -> bool:
-    """Whether a server's program, and the client that ours is beside, can be had; none is started."""
+    """Return whether a server's program and the client to compare with are installed; nothing is started."""
     return servers.why_not(server.__name__) is None and importlib.util.find_spec(client) is not None
 
 

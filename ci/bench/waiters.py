@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that wait for another one's compile: how soon they go on when it is published, or its process is killed."""
+"""Processes that wait for another's compile: the delay after it is published, or after its process is killed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ci.bench.batches import BUSY
 from ci.bench.harness import OURS, Benchmark, at_most
 from ci.bench.programs import ARCH
 
-# Its lines say when it began to compile, when what it compiled was published, and when it had the program. The clock
-# is the machine's, one for all processes.
+# Its lines give the times at which it began to compile, had published the program, and had the program. The clock
+# is the machine's, the same for all processes.
 _WORKER = f"""
 import sys, time
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
@@ -40,7 +40,7 @@ for line in sys.stdin:
     done = Program(source, "c++", ProgramOptions(arch={ARCH!r})).compiled("cubin", cache=cache)
     print("hit" if done.hit else "compiled", time.monotonic(), flush=True)
 """
-#: Seconds after which a process that found another one compiling waits for it: it looks at the cache and the lease.
+#: Seconds after which a process that found another one compiling is waiting: it has checked the cache and the lease.
 _SETTLED = 0.1
 
 
@@ -70,12 +70,12 @@ class _Worker:
 @contextmanager
 def _worker(cache: Path) -> Iterator[_Worker]:
     worker = _Worker(cache)
-    with worker.process:  # closes its input at the end, which ends it
+    with worker.process:  # closes its input at the end, which makes it exit
         yield worker
 
 
 def _wake(directory: Path, effort: float) -> dict[str, list[float]]:
-    """From the publication to the program in the hands of a process that waited for it."""
+    """Time the delay between the publication and the moment at which a waiting process has the program."""
     taken = []
     with _worker(directory / "cache") as holder, _worker(directory / "cache") as waiter:
         for number in range(max(2, round(20 * effort))):
@@ -89,7 +89,7 @@ def _wake(directory: Path, effort: float) -> dict[str, list[float]]:
 
 
 def _take_over(directory: Path, effort: float) -> dict[str, list[float]]:
-    """From the holder's death to the start of the compiler in a process that waited for it."""
+    """Time the delay between the holder's death and the start of the compiler in a waiting process."""
     taken = []
     with _worker(directory / "cache") as waiter:
         for number in range(max(2, round(8 * effort))):
@@ -101,7 +101,7 @@ def _take_over(directory: Path, effort: float) -> dict[str, list[float]]:
                 holder.process.kill()
                 killed = time.monotonic()
             said, when = waiter.hear()
-            if said == "compiling":  # else the holder was done before it died
+            if said == "compiling":  # otherwise the holder finished before it died
                 taken.append(when - killed)
                 waiter.expect("published")
                 waiter.expect("compiled")

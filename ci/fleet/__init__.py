@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet of hosts that share a tier, simulated on one machine: what it compiles while holders and the server die."""
+"""A fleet of hosts that share a tier, simulated on one machine, whose lease holders and server are killed."""

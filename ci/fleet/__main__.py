@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ci.fleet [--small] [--json FILE]``: what a fleet compiles while holders and the server die."""
+"""``python -m ci.fleet [--small] [--json FILE]``: what a fleet compiles while holders and the server are killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ci.fleet.account import Account, Plan, simulate
 from ci.fleet.server import why_no_server
 from ci.fleet.verdicts import Extra
 
-#: What happens, by the name of a row.
+#: The scenes, by the name of their row.
 SCENES = {
     "nothing happens": Plan(),
     "12 holders are killed": Plan(kills=12),
@@ -22,7 +22,7 @@ SCENES = {
     "it comes back empty": Plan(restarts=1, lasting=False),
     "12 holders and the server, twice": Plan(kills=12, restarts=2),
 }
-#: The same for the test, of some seconds: holders and the server are killed in one go, and NVRTC compiles a little.
+#: The scenes of the test, a few seconds long: holders and the server are killed together, and NVRTC compiles a little.
 SMALL = {
     "nothing happens": Plan(processes=12, keys=30, seconds=0.02),
     "holders and the server": Plan(processes=12, keys=30, seconds=0.05, kills=3, restarts=1),
@@ -32,7 +32,7 @@ _COLUMNS = ("most_by_host", "killed", "lost", "wrong", "failed", "unpublished")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the account; 1 where something was lost, wrong, or compiled too often."""
+    """Print the account; return 1 if something was lost, wrong, or compiled too often."""
     parser = argparse.ArgumentParser(prog="python -m ci.fleet", description=__doc__)
     parser.add_argument("--small", action="store_true", help="of few processes and programs, as the test has them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the account there")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet compiled while its holders and its server died, and whether anything was lost or wrong."""
+"""What a fleet compiled while its holders and its server were killed, and whether anything was lost or wrong."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from cuda_progcache.store.tiers import leases
 
 
 class Plan(NamedTuple):
-    """What is simulated.
+    """The parameters of a simulation.
 
     Attributes
     ----------
     hosts, processes : int
-        Hosts, and processes in all.
+        The number of hosts, and of processes in all.
     keys : int
-        Programs that each process wants.
+        The number of programs that each process wants.
     seconds : float
-        That a stand-in's compile takes.
+        The duration of a stand-in's compile.
     kills : int
-        Holders that are killed while they compile.
+        The number of holders that are killed while they compile.
     restarts : int
         How often the server is killed and started again.
     away : float
-        Seconds that it is away.
+        Seconds for which it is away.
     lasting : bool
-        Whether the server has after a kill what it had before.
+        Whether the server's data survives a kill.
     real : bool
         Whether NVRTC compiles, instead of a stand-in.
     """
@@ -52,37 +52,41 @@ class Plan(NamedTuple):
     lasting: bool = True
     real: bool = False
 
+    @property
+    def soon(self) -> bool:
+        """Whether the server is back, with its data, while the leases still wait for it."""
+        return self.lasting and self.away < leases.PATIENCE
+
 
 class Account(NamedTuple):
-    """What came of it.
+    """The outcome of a simulation.
 
     Attributes
     ----------
     start : float
         Seconds in which the processes were started.
     seconds : float
-        From then until the last one had every program, and had sent what it compiled.
+        Seconds from then until the last process had every program and had sent what it compiled.
     busy : float
-        Seconds of processors that they took in all.
+        CPU seconds of all processes.
     compiles : int
-        That ended.
+        The number of completed compiles.
     extra : int
-        Of them, those of programs that had been compiled before: they are ``needless``, or had to be made since the
-        server was ``away``, or since the program was ``gone`` with whoever had it; see
-        :class:`~ci.fleet.verdicts.Extra`.
+        The number of compiles of programs that had been compiled before.
     needless, away, gone : int
+        The extra compiles by reason; see :class:`~ci.fleet.verdicts.Extra`.
     most_by_host : int
-        Compiles of one program by one host, at most.
+        The highest number of compiles of one program by one host.
     killed : int
-        Holders.
+        The number of holders that were killed.
     lost : int
-        Programs that no process of some host has got, or that lie nowhere at the end.
+        The number of programs that no process of some host has got, or that are stored nowhere at the end.
     wrong : int
-        Times that a process got something else.
+        How often a process got something else.
     failed : int
-        Processes that ended by themselves before they had all.
+        The number of processes that ended by themselves before they had every program.
     unpublished : int
-        Programs that a new host doesn't find in the tier at the end.
+        The number of programs that a new host doesn't find in the tier at the end.
     """
 
     start: float
@@ -101,14 +105,13 @@ class Account(NamedTuple):
     unpublished: int
 
     def faults(self, plan: Plan) -> list[str]:
-        """What isn't as it should be."""
+        """Return a description of each fault."""
         found = [f"{getattr(self, name)} {name}" for name in ("lost", "wrong", "failed") if getattr(self, name)]
-        if self.most_by_host > 1:  # what ended lies in the host's directory
+        if self.most_by_host > 1:  # the host's directory has every program that the host compiled
             found.append(f"a host compiled one program {self.most_by_host} times")
-        # A server that is back within a second is waited for. One that comes back later, or empty, finds each process
-        # at a compile that no other host knows of.
-        soon = plan.lasting and plan.away < leases.PATIENCE
-        if self.needless > plan.restarts * (plan.hosts if soon else plan.processes):
+        # Leases wait for a server that is back soon. If it comes back later, or empty, each process may be at a compile
+        # that no other host knows of.
+        if self.needless > plan.restarts * (plan.hosts if plan.soon else plan.processes):
             found.append(f"{self.needless} needless compiles")
         if not plan.restarts and not plan.kills and (self.extra or self.unpublished):
             found.append(f"{self.extra} extra compiles and {self.unpublished} unpublished programs without any trouble")
@@ -116,20 +119,21 @@ class Account(NamedTuple):
 
 
 def simulate(plan: Plan, folder: Path, seed: int = 0) -> Account:
-    """Let a fleet go through its programs.
+    """Simulate a fleet that goes through its programs.
 
     Parameters
     ----------
     plan : Plan
+        What to simulate.
     folder : path
-        For the hosts' directories and the server's files; empty.
+        An empty folder for the hosts' directories and the server's files.
     seed : int
-        Of the processes' orders, and of who is killed.
+        The seed for the processes' orders and for the choice of the holders to kill.
     """
     log = Log(folder / "log")
     with RedisServer(folder / "redis", lasting=plan.lasting) as server:
         for key in range(plan.keys):
-            program(key)  # which each process would make for itself
+            program(key)  # cached before the fork, so that no process has to make it
         began = time.perf_counter()
         fleet = _Fleet(plan, folder, server, log, seed)
         started = time.perf_counter()
@@ -162,16 +166,16 @@ def simulate(plan: Plan, folder: Path, seed: int = 0) -> Account:
 
 
 class _Fleet:
-    """The processes, from when all of them are ready.
+    """The processes of a fleet, all of them ready to start.
 
     Attributes
     ----------
     killed : set of int
-        Processes.
+        The processes that were killed.
     failed : int
-        Processes that ended by themselves before they had all.
+        The number of processes that ended by themselves before they had every program.
     busy : float
-        Seconds of processors that those that ended took.
+        CPU seconds of the processes that have ended.
     """
 
     def __init__(self, plan: Plan, folder: Path, server: RedisServer, log: Log, seed: int) -> None:
@@ -189,7 +193,7 @@ class _Fleet:
         os.close(ready)
 
     def start(self) -> None:
-        """Let them go."""
+        """Let the processes go."""
         os.close(self._barrier)
 
     def _fork(self, number: int, seed: int) -> int:
@@ -203,20 +207,25 @@ class _Fleet:
         return child
 
     def _worker(self, host: int) -> StandIn | Real:
-        # So many processes on so few processors: what takes long is not the server.
-        cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=30&timeout=60")
+        # Many processes share few processors: a slow answer isn't the server's fault, and a slow process isn't dead.
+        leases.REMEMBERED = 600.0
+        if not self._plan.kills:
+            leases.LIFE = 600.0
+        if self._plan.soon:
+            leases.PATIENCE = 60.0
+        cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=300&timeout=300&write_timeout=300")
         if self._plan.real:
             return Real(cache, self._log, host)
         return StandIn(cache, self._log, host, self._plan.seconds, self._server)
 
     def _wait(self) -> None:
-        """Wait, in a process of the fleet, until all of them are there."""
+        """Wait, in a process of the fleet, until all processes are ready."""
         os.write(self._ready, b".")
         os.close(self._ready)
         os.read(self._gate, 1)
 
     def disturb(self, chance: random.Random) -> None:
-        """Kill holders and the server, evenly over the programs; wait for all."""
+        """Kill holders and the server, spread evenly over the programs; wait for all processes."""
         plan, restarts = self._plan, 0
         working, compiled = set[tuple[int, int]](), set[int]()  # process and key
         while self._left:
@@ -241,7 +250,7 @@ class _Fleet:
     def _kill(self, victim: int) -> None:
         self.killed.add(victim)
         os.kill(victim, signal.SIGKILL)
-        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)  # then it writes no more
+        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)  # after this it writes nothing more
         self._log.add("killed", -1, -1, victim)
 
     def _collect(self) -> None:
@@ -254,12 +263,12 @@ class _Fleet:
 
 
 def _missing(plan: Plan, folder: Path, url: str, host: int) -> list[int]:
-    """The programs that a host finds neither in its directory nor in the tier."""
+    """Return the programs that a host finds neither in its directory nor in the tier."""
     if plan.real:
-        return []  # their keys are known to the compiler's path alone; the test lets a new host go through them
+        return []  # only the compilers know the keys of real programs
     with warnings.catch_warnings(), open_cache(folder, host, url) as cache:
         warnings.simplefilter("ignore")
         missing = [key for key in range(plan.keys) if cache.load(program_name(key)) is None]
-        if cache._stack is not None:  # what was found is on its way to the directory, which is about to be removed
+        if cache._stack is not None:  # what was found is being copied to the directory, which is about to be removed
             cache._stack.flush(60.0)
         return missing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in a simulated fleet, in the order in which it does."""
+"""The log of a simulated fleet: its events, in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Happened(NamedTuple):
-    """A line of the log: what a process of a host did with a program.
+    """A line of the log: an event of a program in a process of a host.
 
     ``what`` is ``begin``, ``there`` or ``away`` (a compile begins: the tier lacks the program, has it, or doesn't
     answer), ``end`` (the host's directory has it), ``landed`` (the tier has it, or can't be written), ``got``,
@@ -24,19 +24,19 @@ class Happened(NamedTuple):
 
 
 class Log:
-    """What happened, a line each; whole lines only, whoever is killed while writing."""
+    """The log, one event per line; every line is whole, even if its writer is killed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)  # forked children have it, too
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)  # forked children inherit it
 
     def add(self, what: str, key: int, host: int, process: int | None = None) -> None:
         """Append a line."""
         os.write(self._descriptor, f"{what} {key} {host} {process or os.getpid()}\n".encode())
 
     def news(self) -> Iterator[Happened]:
-        """The lines that this hasn't given yet."""
+        """Return the lines that were added since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._read)
             new = file.read()
@@ -44,7 +44,7 @@ class Log:
         return _lines(new)
 
     def all(self) -> list[Happened]:
-        """Every line."""
+        """Return every line."""
         return list(_lines(self._path.read_bytes()))
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Redis server of one's own, that can be killed and started again."""
+"""A separate Redis server that can be killed and started again."""
 
 from __future__ import annotations
 
@@ -12,50 +12,44 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ci.servers import free_port
+
 
 def why_no_server() -> str | None:
-    """Why no server can be started; None where one can."""
+    """Return why no server can be started; None if one can."""
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     return None if found else "no redis-server (apt-get install redis-server)"
 
 
-#: How often a server that doesn't start is started again.
+#: The number of attempts to start a server.
 _TRIES = 50
 
 
-def _free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 class RedisServer:
-    """A server on the loopback, as long as the block runs.
+    """A server on the loopback interface, for the length of the block.
 
     Parameters
     ----------
     folder : path
-        For its files.
+        A folder for its files.
     lasting : bool
-        Whether it has after a kill what it had before.
+        Whether its data survives a kill.
     """
 
     def __init__(self, folder: Path, *, lasting: bool = False) -> None:
         self._folder, self._lasting = folder, lasting
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = False
 
     @property
     def url(self) -> str:
-        """As a tier's URL."""
+        """The URL of a tier on the server."""
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> Self:
-        """Start it, and wait until it answers; elsewhere, if others took its port before its first start."""
+        """Start the server and wait until it answers; before its first start, a port that is taken is replaced."""
         started_before = self._started
         for _ in range(_TRIES):
             if self._starts():
@@ -64,7 +58,7 @@ class RedisServer:
             if started_before:
                 time.sleep(0.1)
             else:
-                self.port = _free_port()
+                self.port = free_port()
         raise RuntimeError(f"no server starts on port {self.port} of the loopback")
 
     def _starts(self) -> bool:
@@ -79,15 +73,15 @@ class RedisServer:
         return True
 
     def _answers(self, pid: int) -> bool:
-        """Whether it is ready, and it is this one that answers on its port."""
+        """Return whether the server is ready and is the process that answers on its port."""
         return self._ask("PING") == b"+PONG\r\n" and f"process_id:{pid}\r\n".encode() in self._ask("INFO server")
 
     def has(self, key: str) -> bool | None:
-        """Whether it has a key; None where it doesn't answer."""
+        """Return whether the server has a key; None if it doesn't answer."""
         return {b":0\r\n": False, b":1\r\n": True}.get(self._ask(f"EXISTS {key}"))
 
     def _ask(self, question: str) -> bytes:
-        """A short answer; nothing where there is none. Any process may ask, without the cost of a client."""
+        """Return a short answer; empty if there is none. Any process may ask, without the cost of a client."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=10.0) as connection:
                 connection.sendall(question.encode() + b"\r\n")
@@ -96,7 +90,7 @@ class RedisServer:
             return b""
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal; of SIGKILL wait for the end."""
+        """Send the server a signal; after SIGKILL, wait for its end."""
         if self._process is not None:
             self._process.send_signal(number)
             if number == signal.SIGKILL:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why programs were compiled more than once."""
+"""The reasons why programs were compiled more than once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class Extra(NamedTuple):
-    """The compiles of programs that had been compiled before, or were being compiled; each is one of these.
+    """The numbers of extra compiles, by reason: compiles of programs that were compiled before, or being compiled.
 
     Attributes
     ----------
     needless : int
-        The tier had the program, or a living process was compiling it or sending it there.
+        The tier had the program, or a living process was compiling it or sending it to the tier.
     away : int
         The server was away.
     gone : int
-        No tier had the program, and nobody was compiling or sending it: it was lost with its process, or the server.
+        The tier lacked the program, and nobody was compiling or sending it: it was lost with its process or the server.
     """
 
     needless: int
@@ -30,8 +30,8 @@ class Extra(NamedTuple):
 
 
 def judge(happened: Iterable[Happened]) -> Extra:
-    """Judge every compile that ended, but for the first of each program, by what it could have known as it began."""
-    at_it: dict[int, set[int]] = defaultdict(set)  # processes that compile or send, by program
+    """Judge every compile that ended, except the first of each program, by what it could have known when it began."""
+    at_it: dict[int, set[int]] = defaultdict(set)  # processes that compile or send a program, by program
     begun: dict[int, dict[int, str]] = defaultdict(dict)  # verdicts by program and process, in order
     ended: dict[int, set[int]] = defaultdict(set)
     for line in happened:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a simulated fleet: each wants every program, in an order of its own, and notes what it does."""
+"""The processes of a simulated fleet: each wants every program, in its own order, and logs what it does."""
 
 from __future__ import annotations
 
@@ -28,38 +28,41 @@ if TYPE_CHECKING:
 
 #: Bytes of a stand-in's program.
 _SIZE = 20_000
-#: What a process would import when it first needs it, in each of them at once: the parent has it.
+#: Modules that each process would import at first use, all at once; the parent imports them instead.
 IMPORTED = (arrivals, configuration, engine, leases, on_demand)
 
 
 def open_cache(folder: Path, host: int, url: str) -> FileStreamProgramCache:
-    """The directory of a host before the tier of the fleet."""
+    """Open the directory of a host, with the fleet's tier behind it."""
     return FileStreamProgramCache(folder / f"host-{host}", durability="none", tiers=[url])
 
 
 def program_name(key: int) -> bytes:
-    """The key in the cache."""
+    """Return the key of a program in the cache."""
     return f"key {key}".encode()
 
 
 @functools.cache
 def program(key: int) -> bytes:
-    """What a compile of that key gives, whoever does it."""
+    """Return what a compile of that key produces, in any process."""
     return hashlib.shake_128(f"program {key}".encode()).digest(_SIZE)
 
 
 class StandIn:
-    """A compile that takes its time and no processor's.
+    """A compile that takes time but no CPU.
 
     Parameters
     ----------
     cache : FileStreamProgramCache
+        The cache of the host.
     log : Log
+        The log of the fleet.
     host : int
+        The number of the host.
     seconds : float
-        That a compile takes.
+        The duration of a compile.
     server : RedisServer
-        Is asked what the tier has when a compile begins.
+        The server, asked for the program when a compile begins.
     """
 
     def __init__(self, cache: FileStreamProgramCache, log: Log, host: int, seconds: float, server: RedisServer) -> None:
@@ -71,7 +74,7 @@ class StandIn:
         self._log.add("away" if has is None else "there" if has else "begin", key, self._host)
 
     def obtain(self, key: int) -> bytes:
-        """The program: from the cache, or compiled once by whoever of the fleet is first."""
+        """Return the program, from the cache or from the compile of the first process of the fleet that needs it."""
         name = program_name(key)
         flight = hashlib.sha256(name).hexdigest()
         if (entry := self._cache.load(name)) is not None:
@@ -93,16 +96,16 @@ class StandIn:
         return fly(flight, leases_dir(self._cache), compile_, look_up, fleet=fleet(self._cache, flight))
 
     def right(self, key: int, data: bytes) -> bool:
-        """Whether that is the program."""
+        """Return whether ``data`` is the program."""
         return data == program(key)
 
     def close(self) -> None:
-        """Send what is queued for the tier."""
+        """Send what is queued for the tier, and close the cache."""
         self._cache.close()
 
 
 class Real:
-    """Compiles with NVRTC; the whole pipeline."""
+    """A compile with NVRTC, through the whole pipeline."""
 
     def __init__(self, cache: FileStreamProgramCache, log: Log, host: int) -> None:
         from cuda_progcache import events
@@ -115,7 +118,7 @@ class Real:
             self._log.add("end", self._key, self._host)
 
     def obtain(self, key: int) -> bytes:
-        """The program."""
+        """Return the program."""
         from cuda_progcache import Program, ProgramOptions
 
         self._key = key
@@ -123,27 +126,27 @@ class Real:
         return Program(source, "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=self._cache).data
 
     def right(self, key: int, data: bytes) -> bool:
-        """Whether that is the program."""
+        """Return whether ``data`` is the program."""
         return data.startswith(b"\x7fELF") and f"k{key}".encode() in data
 
     def close(self) -> None:
-        """Send what is queued for the tier."""
+        """Send what is queued for the tier, and close the cache."""
         self._cache.close()
 
 
 def work(make: Callable[[], StandIn | Real], start: Callable[[], None], log: Log, host: int, order: list[int]) -> None:
-    """Want every program, in this order, once ``start`` returns; ends the process, which was forked for it."""
+    """Obtain every program in this order once ``start`` returns; then end the process, which was forked for this."""
     status = 1
     try:
-        warnings.simplefilter("ignore")  # of a server that is killed for the sake of it
-        single_flight.STANDSTILL = 60.0  # so many processes on so few processors: who doesn't move isn't stuck
+        warnings.simplefilter("ignore")  # about a server that is killed on purpose
+        single_flight.STANDSTILL = 60.0  # many processes share few processors: one that doesn't move isn't stuck
         worker = make()
         start()
         for key in order:
             log.add("got" if worker.right(key, worker.obtain(key)) else "wrong", key, host)
         worker.close()
         status = 0
-    except BaseException as error:  # noqa: BLE001 - told, and the end of this process
+    except BaseException as error:  # noqa: BLE001 - it is printed, and ends this process
         print(f"process {os.getpid()} of host {host}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that tiers stand on, started for tests and benchmarks on ports of the loopback interface.
+"""The servers behind tiers, started for tests and benchmarks on ports of the loopback interface.
 
-``nginx.conf`` and ``redis.conf`` are what the guides show; they are started as they are, but for ports and folders.
+The guides show ``nginx.conf`` and ``redis.conf``; the servers use them with other ports and folders.
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
 import importlib.util
@@ -21,29 +22,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
-#: Seconds in which a server has to be up.
+#: Seconds within which a server must be up.
 PATIENCE = 120.0
 USER, PASSWORD = "ci", "write-me"
-#: S3's keys have a least length.
+#: S3 keys have a minimum length.
 ACCESS_KEY, SECRET_KEY = "progcachetestkey", "progcache-test-secret-key"
 BUCKET = "programs"
 
 
 class Unavailable(Exception):  # noqa: N818 - a reason to skip
-    """A server can't be had here; the message says what to install."""
+    """A server isn't available; the message says what to install."""
 
 
 class Served(NamedTuple):
-    """A server that runs.
+    """A running server.
 
     Attributes
     ----------
     reader : str
-        A tier's URL, with options, for those who only read.
+        A tier's URL, with options, for clients that only read.
     writer : str
-        The same for those who write.
+        A tier's URL, with options, for clients that write.
     port : int
-        Of the loopback interface.
+        Its port on the loopback interface.
     """
 
     reader: str
@@ -52,11 +53,13 @@ class Served(NamedTuple):
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port: int = asked.getsockname()[1]
-        return port
+    """Return a port on which nothing listens, and which no other process is given while this one runs."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, so that they can bind it, too
+    held.bind(("127.0.0.1", 0))
+    atexit.register(held.close)
+    port: int = held.getsockname()[1]
+    return port
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def running(
     Raises
     ------
     RuntimeError
-        It ended by itself, or isn't up in time; the message has its log.
+        The server ended by itself, or isn't up in time; the message has its log.
     """
     log = folder / "log"
     with log.open("wb") as told:
@@ -105,7 +108,7 @@ def _listens(port: int) -> bool:
 
 
 def found(*names: str, package: str) -> str:
-    """The path of a server's program, under one of its names; :class:`Unavailable` where there is none."""
+    """Return the path of a server's program under one of its names; raise :class:`Unavailable` if there is none."""
     places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     for name in names:
         if (path := shutil.which(name, path=places)) is not None:
@@ -113,7 +116,7 @@ def found(*names: str, package: str) -> str:
     raise Unavailable(f"there is no {names[0]} (apt-get install {package})")
 
 
-#: What a server is: a program, or modules; and the client of a tier on it.
+#: The programs of a server, their package, and the modules of the server and of a tier's client.
 _PARTS = {
     "nginx": (("nginx",), "nginx-light", ()),
     "redis": (("redis-server", "valkey-server"), "redis-server", ()),
@@ -123,7 +126,7 @@ _PARTS = {
 
 
 def why_not(name: str) -> str | None:
-    """Why a server of this module, or the client that a tier on it needs, can't be had here; None where they can."""
+    """Return why a server of this module, or the client of a tier on it, isn't available; None if both are."""
     programs, package, modules = _PARTS[name]
     try:
         if programs:
@@ -142,13 +145,13 @@ def _wanted(module: str) -> None:
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[Served]:
-    """An nginx that takes PUT and DELETE of :data:`USER`, and lets everybody read."""
+    """Run an nginx that lets everybody read, and lets :data:`USER` PUT and DELETE."""
     program = found("nginx", package="nginx-light")
     port = free_port()
     for name in ("objects", "tmp"):
         (folder / name).mkdir()
     (folder / "writers").write_text(f"{USER}:{_salted(PASSWORD)}\n", encoding="utf-8")
-    # Its other directories are relative to -p; of a process of root's the workers would be of another user.
+    # Its other directories are relative to -p. If root starts nginx, the workers would run as another user.
     (folder / "nginx.conf").write_text(_with_port("nginx.conf", "listen 127.0.0.1:8085;", f"listen 127.0.0.1:{port};"))
     own = ["-g", "user root;"] if os.getuid() == 0 else []
     with running([program, "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr", *own], port, folder):
@@ -156,7 +159,7 @@ def nginx(folder: Path) -> Iterator[Served]:
 
 
 def _salted(password: str) -> str:
-    """A password as nginx keeps it (RFC 2307's SSHA): quick to check, which a test is glad of and a server isn't."""
+    """Return a password as nginx stores it (RFC 2307's SSHA): quick to check, which suits only a test."""
     salt = os.urandom(8)
     return "{SSHA}" + base64.b64encode(hashlib.sha1(password.encode() + salt).digest() + salt).decode()  # noqa: S324
 
@@ -170,7 +173,7 @@ def _with_port(name: str, before: str, after: str) -> str:
 
 @contextmanager
 def redis(folder: Path) -> Iterator[Served]:
-    """A Redis, or Valkey, with a user who reads and one who writes."""
+    """Run a Redis, or Valkey, with a user who can read and a user who can write."""
     program = found("redis-server", "valkey-server", package="redis-server")
     port = free_port()
     (folder / "redis.conf").write_text(_with_port("redis.conf", "port 6385", f"port {port}"), encoding="utf-8")
@@ -181,7 +184,7 @@ def redis(folder: Path) -> Iterator[Served]:
 
 @contextmanager
 def nanio(folder: Path) -> Iterator[Served]:
-    """A small S3 server that keeps objects as files."""
+    """Run nanio, a small S3 server that keeps objects as files."""
     _wanted("nanio")
     port = free_port()
     data = folder / "data"
@@ -195,7 +198,7 @@ def nanio(folder: Path) -> Iterator[Served]:
 
 @contextmanager
 def moto(folder: Path) -> Iterator[Served]:
-    """The S3 server of moto, which asks nobody who he is."""
+    """Run moto's S3 server, which doesn't check credentials."""
     for module in ("moto", "flask"):
         _wanted(module)
     port = free_port()

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Preloaded, a resolver that is dead for every name under "dead.example": it answers after ten seconds, as glibc does
- * when no name server answers, and knows nothing. Other names are resolved as ever.
+ * When preloaded, makes the resolver fail for every name under "dead.example": getaddrinfo returns an error after ten
+ * seconds, as glibc does when no name server answers. Other names are resolved as usual.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

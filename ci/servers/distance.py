@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server at a distance: what goes to a port and comes back arrives later, and in order."""
+"""A server at a distance: what is sent to its port and back arrives later, in order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def at_a_distance(port: int, round_trip: float) -> Iterator[int]:
-    """Another port of the loopback interface for a server, whose round trips take so many seconds more.
+    """Yield another port of the loopback interface for a server; round trips through it take longer.
 
     Parameters
     ----------
     port : int
-        The server's.
+        The server's port.
     round_trip : float
-        Seconds; opening a connection isn't delayed, what is then sent is.
+        The additional seconds of a round trip. Opening a connection isn't delayed; what is sent afterwards is.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         ended = threading.Event()
@@ -47,7 +47,7 @@ def at_a_distance(port: int, round_trip: float) -> Iterator[int]:
 
 
 def _carry(source: socket.socket, target: socket.socket, seconds: float) -> None:
-    """Carry bytes one way: one thread takes them, another hands them on when their time has come."""
+    """Forward bytes in one direction: one thread receives them, another sends them when they are due."""
     waiting: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
 
     def take() -> None:

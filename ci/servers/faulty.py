@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers in every kind of trouble, for tiers to be tried on: of HTTP (and so of S3) and of the Redis protocol.
+"""Servers in every kind of trouble, for tests of tiers: they speak HTTP (and therefore S3) or the Redis protocol.
 
-What is sent in the place of an answer is in :mod:`ci.servers.troubles`. An honest one is in no trouble: it speaks HTTP,
-and keeps what it is given. What can't be had from a server, a resolver that is dead, is in :mod:`ci.servers.resolver`.
+:mod:`ci.servers.troubles` has the answers that they send. An honest server has no trouble: it speaks HTTP and keeps
+what it is given. A dead resolver, which no server can imitate, is in :mod:`ci.tier_faults`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, Self
 
 from ci.servers.troubles import HONEST, HTML, PROTOCOLS, TROUBLES, Asked, http_head, troubles, whole
 
-#: Seconds after which a server gives up on a client that waits for it: a test that would hang fails instead.
+#: Seconds after which a server gives up on a waiting client, so that a test fails instead of hanging.
 PATIENCE = 60.0
 
 
@@ -28,22 +28,22 @@ class FaultyServer:
     Parameters
     ----------
     protocol : {"http", "redis"}
-        What it speaks.
+        The protocol that it speaks.
     trouble : str
         One of :func:`troubles`, or ``"honest"``.
     body : bytes
-        What an honest server would answer with.
+        The body of an honest server's answer.
     folder : Path, optional
-        Where its certificate is made; wanted by the trouble with it.
+        A folder for its certificate; required if the trouble is a certificate.
 
     Attributes
     ----------
     port : int
-        Where it listens.
+        The port on which it listens.
     connections, requests : int
-        What it has seen of its clients.
+        The numbers of connections and requests that it has seen.
     objects : dict
-        What an honest one keeps: bodies, by path.
+        The bodies that an honest server keeps, by path.
     """
 
     def __init__(self, protocol: str, trouble: str = HONEST, body: bytes = b"", folder: Path | None = None) -> None:
@@ -73,7 +73,7 @@ class FaultyServer:
             return self
         if self.trouble == "full backlog":
             self._listener.listen(0)
-            for _ in range(4):  # more than fit: the kernel answers the later ones with nothing
+            for _ in range(4):  # more than fit: the kernel doesn't answer the later ones
                 client = socket.socket()
                 client.setblocking(False)
                 with suppress(BlockingIOError):
@@ -118,7 +118,7 @@ class FaultyServer:
         try:
             connection.settimeout(PATIENCE)
             if self.trouble == "TLS, a byte a second":
-                self._drip(connection, b"\x16\x03\x03\x40\x00" + bytes(0x4000))  # the head of a record, and so on
+                self._drip(connection, b"\x16\x03\x03\x40\x00" + bytes(0x4000))  # a record's head and some of its body
                 return
             if self._tls is not None:
                 talking = self._tls.wrap_socket(connection, server_side=True)
@@ -137,7 +137,7 @@ class FaultyServer:
             connection.close()
 
     def _answer(self, connection: socket.socket, asked: Asked) -> bool:
-        """Whether the connection goes on."""
+        """Answer a request; return whether the connection stays open."""
         with self._lock:
             self.requests += 1
         if self.trouble == HONEST:
@@ -159,7 +159,7 @@ class FaultyServer:
         return True
 
     def _drip(self, connection: socket.socket, data: bytes) -> bool:
-        """Send a byte a second; False where the end comes first."""
+        """Send a byte a second; return False if the server ends first."""
         for byte in data:
             connection.sendall(bytes([byte]))
             if self._ended.wait(1.0):
@@ -167,7 +167,7 @@ class FaultyServer:
         return True
 
     def _kept(self, asked: Asked) -> bytes:
-        """What a server that keeps objects answers: of HTTP, or as the object stores of S3, Google and Azure do."""
+        """Return the answer of a server that keeps objects: over plain HTTP, or as S3, Google and Azure give it."""
         path = asked.target.partition("?")[0]
         with self._lock:
             if asked.method == "PUT":
@@ -197,7 +197,7 @@ def _next_http(incoming: IO[bytes], port: int) -> Asked | None:
 
 
 def _next_redis(incoming: IO[bytes], connection: socket.socket, port: int) -> Asked | None:
-    """The next command; those with which a client introduces itself are answered."""
+    """Return the next command; answer those with which a client introduces itself."""
     while line := incoming.readline(65536):
         words = []
         for _ in range(int(line[1:])):
@@ -214,7 +214,7 @@ def _next_redis(incoming: IO[bytes], connection: socket.socket, port: int) -> As
 
 
 def certificate(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 and localhost that nobody has signed but itself, and its key, in one file."""
+    """Make a self-signed certificate for 127.0.0.1 and localhost; return the path of a file with it and its key."""
     made = folder / "self-signed.pem"
     if not made.exists():
         key = folder / "self-signed.key"

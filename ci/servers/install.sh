@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs the servers that tiers are tested on, where that is allowed: Debian's packages, as root.
-# Never fails: the tests of a server that isn't there are skipped, and say so.
+# Installs the servers for the tests of tiers, if allowed: Debian packages, as root.
+# Never fails: the tests of a missing server are skipped, with a message.
 set -uo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -17,19 +17,19 @@ if ! command -v apt-get > /dev/null || [ "$(id -u)" -ne 0 ]; then
 fi
 
 echo "Installing ${missing[*]} (once; the tests of tiers use them)" >&2
-# A mirror that can't be reached costs the tests 150 seconds at most.
+# A mirror that can't be reached delays the tests by 150 seconds at most.
 apt() {
   timeout $((SECONDS < 150 ? 150 - SECONDS : 1)) apt-get -qq -o DPkg::Lock::Timeout=60 -o Dpkg::Use-Pty=0 \
     -o Acquire::Retries=1 -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15 "$@" > /dev/null
 }
 install() {
-  # At run level 1 nothing is started: the tests start servers of their own.
+  # At run level 1 no service is started: the tests start their own servers.
   RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt install --yes --no-install-recommends "$@"
 }
 install "${missing[@]}" 2> /dev/null && exit 0
 apt update || true
 install "${missing[@]}" && exit 0
-# One that can't be had keeps no other from being installed.
+# A package that can't be installed must not keep the others from being installed.
 for package in "${missing[@]}"; do
   install "$package" 2> /dev/null || echo "servers: $package can't be installed; its tests are skipped" >&2
 done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of trouble that a server can be in, as scripts: what it sends in the place of a whole answer."""
+"""The kinds of trouble that a server can be in, as scripts: what it sends instead of a whole answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATE = "Sun, 29 Nov 2026 12:00:00 GMT"
 
 
 class Act:
-    """What a script does beside sending bytes: wait for the client to go, close, reset, or send a byte a second."""
+    """A step of a script besides sending bytes: wait until the client goes, close, reset, or send a byte a second."""
 
     def __init__(self, what: str, data: bytes = b"") -> None:
         self.what = what
@@ -31,13 +31,13 @@ class Asked(NamedTuple):
     Attributes
     ----------
     method, target : str
-        Of HTTP; of Redis the command, in capitals, and its first argument.
+        The method and target of an HTTP request; for Redis the command, in capitals, and its first argument.
     body : bytes
-        Of HTTP.
+        The body of an HTTP request.
     objects : int
-        How many are asked for; more than one only by ``MGET``.
+        The number of objects asked for; more than one only with ``MGET``.
     port : int
-        The server's.
+        The server's port.
     """
 
     method: str
@@ -48,14 +48,14 @@ class Asked(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How an answer is made.
+    """The parts of an answer.
 
     Attributes
     ----------
     head : callable
-        Takes a request and a body's length: what stands before it.
+        Takes a request and the length of a body; returns what precedes the body.
     tail : bytes
-        What stands behind the body.
+        What follows the body.
     """
 
     head: Callable[[Asked, int], bytes]
@@ -63,7 +63,7 @@ class Protocol(NamedTuple):
 
 
 def http_head(_: Asked, length: int, status: str = "200 OK", more: str = "") -> bytes:
-    """The head of an answer, with what the clients of object stores want to see in it."""
+    """Return the head of an answer, with the fields that the clients of object stores expect."""
     told = f'HTTP/1.1 {status}\r\nDate: {_DATE}\r\nLast-Modified: {_DATE}\r\nETag: "1"\r\n'
     return f"{told}Content-Type: application/octet-stream\r\nContent-Length: {length}\r\n{more}\r\n".encode()
 
@@ -75,11 +75,11 @@ def _redis_head(asked: Asked, length: int) -> bytes:
 
 PROTOCOLS = {"http": Protocol(http_head, b""), "redis": Protocol(_redis_head, b"\r\n")}
 Script = Iterator[bytes | Act]
-#: Takes the protocol, the request and the bytes that an honest server would answer with.
+#: Takes the protocol, the request and the body of an honest server's answer.
 Trouble = Callable[[Protocol, Asked, bytes], Script]
 
 
-# Of every protocol
+# Any protocol
 
 
 def _silent(_: Protocol, __: Asked, ___: bytes) -> Script:
@@ -124,7 +124,7 @@ def _too_long(protocol: Protocol, asked: Asked, body: bytes) -> Script:
 
 def _terabyte(protocol: Protocol, asked: Asked, body: bytes) -> Script:
     yield protocol.head(asked, TERABYTE) + body
-    yield Act("drip", b"more")  # some clients make room for all of it by the second piece
+    yield Act("drip", b"more")  # some clients allocate room for all of it at the second piece
     yield WAIT
 
 
@@ -137,7 +137,7 @@ def _empty(protocol: Protocol, asked: Asked, _: bytes) -> Script:
 
 
 def whole(protocol: Protocol, asked: Asked, body: bytes) -> Script:
-    """Answer with the body, whole: no trouble but where the body is another key's."""
+    """Answer with the whole body, which is trouble only if the body belongs to another key."""
     yield protocol.head(asked, len(body)) + body + protocol.tail
 
 
@@ -146,7 +146,7 @@ def _gibberish(_: Protocol, __: Asked, ___: bytes) -> Script:
     yield WAIT
 
 
-# Of HTTP
+# HTTP
 
 
 def _status(status: str, more: str = "", body: bytes = HTML) -> Trouble:
@@ -213,7 +213,7 @@ def _bomb(_: Protocol, asked: Asked, __: bytes) -> Script:
     yield http_head(asked, len(_packed()), more="Content-Encoding: gzip\r\n") + _packed()
 
 
-# Of Redis
+# Redis
 
 
 def _twice(protocol: Protocol, asked: Asked, body: bytes) -> Script:
@@ -308,9 +308,9 @@ TROUBLES: dict[str, dict[str, Trouble]] = {
         "nothing, and closed without a word": _nil_and_closed,
     },
 }
-#: Kinds of trouble that are the listening socket's, or TLS's.
+#: Troubles of the listening socket or of TLS.
 OF_THE_PORT = ("refused", "full backlog", "a certificate nobody knows", "TLS, a byte a second")
-#: Those that a client sees the end of only by its own clock.
+#: Troubles that end only by the client's own timeout.
 STALLS = frozenset(
     {
         "full backlog",
@@ -327,5 +327,5 @@ HONEST = "honest"
 
 
 def troubles(protocol: str) -> tuple[str, ...]:
-    """Every trouble that a server of a protocol can be in."""
+    """Return every trouble that a server of a protocol can be in."""
     return (*OF_THE_PORT, *TROUBLES[protocol])

@@ -31,7 +31,7 @@ def on_own_stack(function: Callable[[Any], T], argument: Any) -> T:
             from concurrent.futures import ThreadPoolExecutor
 
             alone = ThreadPoolExecutor(1)
-            done = alone.submit(function, argument)  # submit takes more frames than waiting for the result
+            done = alone.submit(function, argument)  # needs more stack frames than waiting for the result
         except RuntimeError:  # the stack is full, no thread can be started, or the interpreter is shutting down
             raise far_up from None
         with alone:

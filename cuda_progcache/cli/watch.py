@@ -60,11 +60,11 @@ def watch_command(session: Session, interval: float, duration: float | None) -> 
     watch: Watch | None = None
     try:
         while True:
+            left = interval if end is None else end - time.monotonic()
             if watch is None:
                 watch = _begin(session)
             else:
-                _tell(session, watch.look())
-            left = interval if end is None else end - time.monotonic()
+                _tell(session, watch.look(last=left <= 0))
             if left <= 0:
                 return
             time.sleep(min(interval, left))

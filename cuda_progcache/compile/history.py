@@ -106,17 +106,24 @@ class Makers:
         """Return who compiled an entry: ``{"at", "host", "pid", "command"}``; None if unknown, as for an import."""
         import json
 
-        name = _name(entry.about)
-        if not name:
-            return None
-        if name not in self._by:
-            self._by[name] = {one.digest: one.by for one in latest(self._cache, name)}
         try:
-            found = json.loads(self._by[name].get(entry.digest, ""))
+            found = json.loads(self._noted(entry).get(entry.digest, ""))
             who = {"host": str(found["host"]), "pid": int(found["pid"]), "command": str(found["command"])}
             return {"at": float(found["at"]), **who}
         except (ValueError, KeyError, TypeError):
             return None
+
+    def know(self, entry: Any) -> bool:
+        """Return whether the entry has been noted, which its compiler does right after storing it."""
+        return entry.digest in self._noted(entry)
+
+    def _noted(self, entry: Any) -> dict[str, str]:
+        name = _name(entry.about)
+        if not name:
+            return {}
+        if name not in self._by:
+            self._by[name] = {one.digest: one.by for one in latest(self._cache, name)}
+        return self._by[name]
 
 
 def _forget_oldest(folder: str) -> None:

@@ -135,7 +135,7 @@ def paired(before: list[str], after: list[str]) -> Mapping[str, str]:
     """Match each kernel of a newer binary with the kernel of an older one to compare it with.
 
     A kernel is matched with the kernel of the same name. The others are matched, in order, with a kernel of the same
-    identifier (two instances of a template). If one is then left on each side, those two are matched.
+    identifier (two instances of a template). If one kernel is then left on each side, these two are matched.
 
     Returns
     -------

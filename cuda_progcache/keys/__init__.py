@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What identifies a compile: source, options, headers and compiler, by content."""
+"""The keys of compiles: source, options, headers and compiler, identified by content."""

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures as compilers write them, and which device runs what was made for one."""
+"""Architectures as compilers spell them, and which devices run a program for an architecture."""
 
 from __future__ import annotations
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ArchError
 
-#: Integrated GPUs: binary compatibility between them and discrete ones isn't given (CUDA C++ Programming Guide,
-#: "Binary Compatibility").
+#: Integrated GPUs. Binary compatibility between integrated and discrete GPUs isn't guaranteed (CUDA C++ Programming
+#: Guide, "Binary Compatibility").
 _INTEGRATED = {53, 62, 72, 87, 101, 110}
 
 
 class Arch(NamedTuple):
-    """An architecture: ``sm_90``, ``sm_90a``, ``compute_100f``.
+    """An architecture, such as ``sm_90``, ``sm_90a`` or ``compute_100f``.
 
     Attributes
     ----------
     kind : {"sm", "compute", "lto"}
-        Of machine code, of virtual instructions (PTX), of LTO-IR.
+        ``"sm"`` for machine code, ``"compute"`` for virtual instructions (PTX), ``"lto"`` for LTO-IR.
     capability : int
         The compute capability: 90 for 9.0.
     feature : {"", "a", "f"}
-        ``a``: for this device alone; ``f``: for its family.
+        ``"a"`` for this compute capability only, ``"f"`` for its family.
     """
 
     kind: str
@@ -30,12 +30,12 @@ class Arch(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Arch:
-        """Read an architecture; white space around it doesn't count.
+        """Parse an architecture, ignoring white space around it.
 
         Raises
         ------
         ArchError
-            It isn't written like one.
+            The text isn't an architecture.
         """
         kind, _, number = text.strip().partition("_") if isinstance(text, str) else ("", "", "")
         feature = number[-1:] if number[-1:] in {"a", "f"} else ""
@@ -53,11 +53,12 @@ class Arch(NamedTuple):
         return self.capability // 10
 
     def runs_on(self, target_type: str, device: Arch) -> bool:
-        """Whether a program for this architecture runs on a device, compiled further where it isn't machine code yet.
+        """Return whether a program for this architecture runs on a device; PTX and LTO-IR are compiled further first.
 
         Parameters
         ----------
         target_type : {"cubin", "ptx", "ltoir"}
+            The type of the program.
         device : Arch
         """
         made, here = self.capability, device.capability

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header manifests on their way between machines: what is sent there, and what of another's is believed.
+"""Header manifests exchanged between machines: what is sent, and what is accepted from another machine.
 
-Whoever can write to a tier can write such a manifest. What isn't one, and a set that no compile made, is left out.
+Anyone who can write to a tier can write a manifest there. Invalid manifests, and header sets that no compile can have
+made, are ignored.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from cuda_progcache._util.fields import replace
 from cuda_progcache.keys.headers import MAX_SETS, HeaderManifest, HeaderSet, content_of, sets_in
 from cuda_progcache.keys.include_text import FOLDED, NO_PATH
 
-#: Places of a set; CUTLASS has some thousands.
+#: The maximum number of places in a set; sets of CUTLASS have several thousand.
 _MOST_PLACES = 1 << 15
 
 
 def for_elsewhere(headers: HeaderSet) -> bytes:
-    """A manifest with one set, for other machines: without the stamps of this one's files."""
+    """Return a manifest with one set for other machines, without the stamps of this machine's files."""
     return content_of([replace(headers, stamps=())])
 
 
 def from_elsewhere(content: bytes) -> HeaderManifest:
-    """A manifest of another machine, whose files' stamps say nothing here; without sets that no compile made."""
+    """Parse another machine's manifest, leaving out file stamps and sets that no compile can have made."""
     return HeaderManifest(None, [replace(one, stamps=()) for one in sets_in(content)[:MAX_SETS] if _makes_sense(one)])
 
 
 def _makes_sense(headers: HeaderSet) -> bool:
-    """Whether a set from elsewhere is one that can be looked up: its numbers in range, its names names of files."""
+    """Return whether a set from another machine is valid: its indices are in range and its names are file names."""
     known = len(headers.headers)
     roots = (*headers.paths, *headers.linked_paths)
     places = (*headers.absent, *headers.present, *(place for place, _ in headers.perhaps))
@@ -47,7 +48,7 @@ def _makes_sense(headers: HeaderSet) -> bool:
         for name in names:
             if b"\0" in os.fsencode(name):
                 return False
-        headers.source.encode()  # as a key does it
+        headers.source.encode()  # as the key encodes it
     except UnicodeEncodeError:
         return False
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why two compiles have different keys, in words."""
+"""Sentences that explain why two compiles have different keys."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _PATHS = {
     "path": "the path of a header differs, and reaches the output",
 }
 
-#: Labels of the components that aren't known before it is known which headers are read.
+#: Labels of the components that are known only once the headers are known.
 OF_HEADERS = frozenset({*_PATHS, "headers", "has_include", "hermetic"})
 
 Pairs = Sequence[Sequence[str]]
 """Printable components: ``[[label, value], ...]``."""
 
 Versions = Mapping[tuple[str, str], str]
-"""Versions of compilers' files, by name and identity."""
+"""Versions of compiler files, by name and identity."""
 
 _NONE: Versions = {}
 
 
 def explain(new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers: Mapping[str, str]) -> list[str]:
-    """What differs between two compiles.
+    """Explain the differences between two compiles.
 
     Parameters
     ----------
     new, old : sequence of (label, value)
-        Their components, printable, as records keep them.
+        The printable components of each key, as records store them.
     new_headers, old_headers : mapping of str to str
-        Header name to digest.
+        Header names and their digests.
 
     Returns
     -------
     list of str
-        A sentence per difference; empty if there is none.
+        One sentence per difference; empty if there is none.
     """
     return [sentence for _, sentence in differing(new, old, new_headers, old_headers)]
 
@@ -59,11 +59,12 @@ def differing(
     old_headers: Mapping[str, str],
     versions: Versions = _NONE,
 ) -> list[tuple[str, str]]:
-    """As :func:`explain`, each sentence with the label that it is about; of a link's input without its number.
+    """Like :func:`explain`, but return pairs of label and sentence; labels of link inputs have no input number.
 
-    ``versions`` are those of the compilers' files, as far as they are known, by name and identity.
+    ``versions`` has the known versions of the compiler files, by name and identity.
 
-    A path that only one of them has in its key isn't told beside another difference: that is what brought it there.
+    If only one key has some path component, and there are other differences, the path isn't reported: the other
+    difference is the reason why the path is in the key.
     """
     found: list[tuple[str, str]] = []
     only_one: list[tuple[str, str]] = []
@@ -82,7 +83,7 @@ def differing(
 
 
 def of_input(label: str) -> tuple[str, str]:
-    """A component's label taken apart: of a link's input, as ``"input 0 code"``, what names the input, and the rest."""
+    """Split the label of a link input's component, such as ``"input 0 code"``, into the input's name and the rest."""
     input_, _, rest = label.partition(" ")
     index, blank, plain = rest.partition(" ")
     return (f"input {index}: ", plain) if input_ == "input" and blank else ("", label)
@@ -100,7 +101,7 @@ def _differences(
     elif label in _PATHS:
         yield _PATHS[label]
     elif label == "hermetic":
-        yield "it is compiled hermetically now" if mine else "it isn't compiled hermetically any more"
+        yield "it is compiled hermetically now" if mine else "it is no longer compiled hermetically"
     elif label == "has_include":
         yield from _probes(mine, theirs)
     elif label == "extra_source":
@@ -122,7 +123,7 @@ def _tool(name: str, mine: list[str], theirs: list[str], versions: Versions) -> 
 
 
 def shown(label: str, value: str) -> str:
-    """A component's value for people, without what keeps ``"k"`` and ``b"k"`` apart in a key."""
+    """Return a component's value for display, without the tag that distinguishes ``"k"`` from ``b"k"`` in a key."""
     if label.rpartition(" ")[2] != "name_expression":
         return value
     kind, _, expression = value.partition(":")
@@ -159,7 +160,7 @@ def _probes(mine: list[str], theirs: list[str]) -> Iterable[str]:
 
 @functools.cache
 def _fields() -> dict[str, str]:
-    """Flag to the field of ProgramOptions that gives it."""
+    """Return the mapping from flags to the option fields that produce them."""
     found = {"-arch": "arch"}
     for field, emit in [*tables.NVRTC.items(), *tables.NVVM.items(), *tables.NVJITLINK.items()]:
         for sample in (True, 1, "x"):

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compiler's flags, read as the compilers read them: one reading for every spelling.
+"""Compiler flags, parsed as the compilers parse them, so that all spellings of an option are equal.
 
-``-G`` is ``--device-debug``, ``-I dir``, ``-Idir`` and ``--include-path=dir`` are one option, and what ``-Xptxas``
-hands on is ptxas's own. Whoever has to know what flags mean asks :func:`facts`; what goes to the compiler, and into
-the key, stays as it was given.
+``-G`` is ``--device-debug``; ``-I dir``, ``-Idir`` and ``--include-path=dir`` are one option; ``-Xptxas`` passes
+options on to ptxas. :func:`facts` says what flags mean. The compiler and the key get the flags as they were given.
 
 The spellings are those of NVRTC (user guide, "Supported Compile Options"), nvJitLink, libNVVM and ptxas
-(``ptxas --help``). What isn't documented there was tried with NVRTC 13.5 under ``strace``: each option name that its
-ptxas knows was given a file name.
+(``ptxas --help``). Undocumented behaviour was determined with NVRTC 13.5 under ``strace``, by giving a file name to
+each option that its ptxas has.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from cuda_progcache.keys.quick_text import mentions_file, time_macro
 INCLUDE_PATH, PRE_INCLUDE, BUNDLED_HEADERS = "include-path", "pre-include", "use-bundled-headers"
 ARCH, DEBUG, LINE_INFO = "gpu-architecture", "device-debug", "generate-line-info"
 
-# Short names, without their dash. Most other options are spelled alike with one dash and with two.
+# Short names, without their dash. Most other options have the same name with one dash and with two.
 _LONG = {
     "arch": ARCH,
     "G": DEBUG,
@@ -49,7 +48,7 @@ _LONG = {
     "o": "output-file",
     "optf": "options-file",
 }
-# The value may stand in the next word, whatever that begins with.
+# Options whose value may be in the next word, even if that word begins with a dash.
 _TAKES_NEXT = {
     ARCH,
     INCLUDE_PATH,
@@ -64,7 +63,7 @@ _TAKES_NEXT = {
     "Xlnk",
     "Xlto",
 }
-#: Given several times, they add up; of any other option NVRTC takes the last.
+#: Options whose repetitions accumulate. NVRTC uses the last occurrence of any other option.
 REPEATABLE = _TAKES_NEXT - {ARCH} | {
     "diag-error",
     "diag-suppress",
@@ -77,7 +76,7 @@ _SPACE = " \t\n\v\f\r"
 
 
 class Flag(NamedTuple):
-    """One option.
+    """One option among a compiler's flags.
 
     Attributes
     ----------
@@ -85,7 +84,7 @@ class Flag(NamedTuple):
         The long name, without dashes.
     value : str or None
     words : tuple of str
-        As it was given: one word, or two.
+        The one or two words in which the option was given.
     """
 
     name: str
@@ -94,13 +93,13 @@ class Flag(NamedTuple):
 
 
 def read_flags(words: Iterable[str]) -> Iterator[Flag]:
-    """Read flags as NVRTC does; nvJitLink and libNVVM refuse a part of what this takes.
+    """Parse flags as NVRTC does; nvJitLink and libNVVM accept only some of these forms.
 
-    ``--name=value`` and ``-name=value`` are one word; ``--name value`` two. ``-D``, ``-U`` and ``-I`` take theirs
-    without anything between as well. White space around a word doesn't count. A word that is neither an option nor a
-    value comes as an option without a name.
+    ``--name=value`` and ``-name=value`` are one word, ``--name value`` is two. The value of ``-D``, ``-U`` and ``-I``
+    may also follow immediately. White space around a word is ignored. A word that is neither an option nor a value is
+    returned as an option without a name.
     """
-    waiting: tuple[str, str] | None = None  # name and word of an option that may have its value in the next word
+    waiting: tuple[str, str] | None = None  # name and word of an option whose value may be the next word
     for given in words:
         word = given.strip(_SPACE)
         if waiting is not None:
@@ -127,31 +126,32 @@ def read_flags(words: Iterable[str]) -> Iterator[Flag]:
 
 
 def without(words: Sequence[str], *names: str) -> list[str]:
-    """The flags, but for options of these names."""
+    """Return the flags without the options of these names."""
     return [word for flag in read_flags(words) if flag.name not in names for word in flag.words]
 
 
 class Facts(NamedTuple):
-    """What the flags of a compile say to those who handle it.
+    """The meaning of a compile's flags.
 
     Attributes
     ----------
     names : frozenset of str
-        Long names of all options.
+        The long names of all options.
     debug, lineinfo : bool
-        With them the working directory and the program's name reach the output.
+        Whether debug or line information is generated. Either puts the working directory and the program's name into
+        the output.
     include_dirs, pre_includes, macros : tuple of str
-        In order; of macros what is defined, ``N=3``.
+        The values of these options, in order; a macro's value is its definition, such as ``N=3``.
     bundled_headers : str or None
-        The directory into which NVRTC puts its own headers.
+        The directory in which NVRTC installs its own headers.
     time_macro : str or None
-        A date or time macro in a definition: with it each compile gives another output.
+        A date or time macro in a macro definition; it makes the output differ at each compile.
     mention_file, probes : bool
-        Whether a definition has ``__FILE__`` or its like, or ``__has_include``.
+        Whether a macro definition contains ``__FILE__`` or a similar name, or ``__has_include``.
     writes : tuple of str
-        Options that write a file beside the output.
+        Options that write a file in addition to the output.
     reads : tuple of str
-        Options that read a file whose content isn't keyed.
+        Options that read a file whose content isn't in the key.
     precompiled : tuple of str
         Options that use precompiled headers.
     """
@@ -172,13 +172,13 @@ class Facts(NamedTuple):
 
     @property
     def reads_unkeyed(self) -> bool:
-        """Whether an option makes the compiler read what isn't keyed."""
+        """Whether an option makes the compiler read a file that isn't in the key."""
         return bool(self.reads or self.precompiled)
 
 
 @functools.lru_cache(maxsize=256)
 def facts(words: tuple[str, ...], code_type: str = "c++") -> Facts:
-    """Read the flags of a compile of ``code_type``, or of a ``"link"``."""
+    """Return the meaning of the flags of a compile of ``code_type``, or of a ``"link"``."""
     flags = tuple(read_flags(words))
     names = frozenset(flag.name for flag in flags)
     text = "\n".join(words)
@@ -215,21 +215,21 @@ def _words(*lines: str) -> frozenset[str]:
 
 
 _NVRTC_WRITES = frozenset({"create-pch", "time", "fdevice-time-trace"})
-# A precompiled header hides from the include trace which headers went into it.
+# The include trace doesn't show the headers inside a precompiled header.
 _PRECOMPILED = frozenset({"pch", "use-pch", "pch-dir"})
 _PTXAS_WRITES = frozenset({"link-info", "debug-info", "output-file"})
-# A word after any other option of ptxas is a file that it assembles.
+# Options of ptxas that take the next word as their value. A word after any other option is a file to assemble.
 _PTXAS_TAKES_NEXT = _words(
     "O opt-level Ofast-compile maxrregcount maxntid minnctapersm func-maxrregcount device-function-maxrregcount",
     "entry e regUsageLevel register-usage-level dlcm def-load-cache dscm def-store-cache flcm force-load-cache fscm",
     "force-store-cache fmad m machine split-compile sanitize allow-expensive-optimizations device-stack-protector",
     "pic position-independent-code",
 )
-# An option that isn't known: whether it names a file is seen in its name.
+# Words in the name of an unknown option that suggest that its value is a file.
 _SOUNDS_LIKE_A_FILE = _words(
     "file files filename dir directory path output dump trace keep save temps log report controls pch reproducers"
 )
-# Options whose names sound so, and which name none that we wouldn't see.
+# Options whose names contain such a word, but which name no file that isn't handled already.
 _KNOWN = frozenset(
     {
         INCLUDE_PATH,
@@ -242,13 +242,13 @@ _KNOWN = frozenset(
         *_PRECOMPILED,
     }
 )
-# Of the front end behind -Xcudafe: how it words its messages. What else it takes isn't documented, and some of it
-# reads and writes files.
+# Options of the front end (-Xcudafe) that only affect its messages. Its other options are undocumented, and some of
+# them read or write files.
 _CUDAFE_HARMLESS = ("--diag_", "--display_error_number", "--no_warnings", "--remarks", "--error_limit", "--wrap_")
 
 
 class _Files:
-    """Finds the options that read or write files, in what is handed on to other programs as well."""
+    """The options that read or write files, including options passed on to other programs."""
 
     def __init__(self) -> None:
         self.written: list[str] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a folder was another one while something was compiled: renamed, or a link to it changed.
+"""Detect whether a folder was replaced during a compile: renamed, or reached through a link that changed.
 
-A file's own stamps don't tell of that: ``mv inc old; mv new inc`` moves whole trees of old files. So the folders on
-the way to the headers are looked at, one by one, links as links.
+The stamps of files don't show this: ``mv inc old; mv new inc`` moves whole trees of old files. So each folder and each
+link on the path to the headers is checked, without following links.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from collections.abc import Iterable, Iterator
 
 from cuda_progcache._util.fields import NamedTuple
 
-_MOST_LINKS = 40  # as many as Linux follows
+_MOST_LINKS = 40  # the limit of Linux
 
 _Step = tuple[str, int, int, str]
-"""A folder or link on the way to a path: its path, device, inode, and what a link says."""
+"""A folder or link on the way to a path: its path, device, inode, and a link's target."""
 
 
 def way(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every folder and link that is passed on the way to an absolute path, the path itself included.
+    """Yield every folder and link on the way to an absolute path, including the path itself.
 
     Yields
     ------
     (str, os.stat_result)
-        Its path, and its own status (of a link, not of what it leads to). It ends where something isn't there.
+        The path of the folder or link and its own status (of a link, not of its target). The iteration ends at the
+        first path that doesn't exist.
     """
     pending = path.split("/")[::-1]
     at = ""
@@ -64,14 +65,14 @@ def _steps(path: str) -> list[_Step]:
 
 
 class Folders(NamedTuple):
-    """What leads to some folders, at one moment.
+    """The steps on the way to some folders, at one moment.
 
     Attributes
     ----------
     time_ns : int
         ``time.time_ns()`` of that moment.
     steps : dict
-        By folder.
+        The steps by folder.
     """
 
     time_ns: int
@@ -79,18 +80,18 @@ class Folders(NamedTuple):
 
     @classmethod
     def now(cls, folders: Iterable[str]) -> Folders:
-        """The state of these absolute paths now."""
+        """Return the current state of these absolute paths."""
         time_ns = time.time_ns()
         return cls(time_ns, {folder: _steps(folder) for folder in dict.fromkeys(folders)})
 
     def moved(self, below: Iterable[str] = ()) -> str | None:
-        """The first folder that is another one now, or was made so since; None if all are the same.
+        """Return the first folder or link that was replaced or changed since; None if all are unchanged.
 
         Parameters
         ----------
         below : iterable of str
-            More folders, not looked at before: any of which, or of the links to which, something was changed since
-            counts, as far as it lies below those that were looked at.
+            More folders, whose state wasn't recorded. On the way to them, a folder or link that isn't among the
+            recorded steps counts as changed if its status has changed since.
         """
         seen: set[str] = set()
         for folder, before in self.steps.items():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which headers the texts of a compile test for with ``__has_include``, through whatever macros.
+"""Find the headers that a compile tests for with ``__has_include``, directly or through macros.
 
-NVRTC evaluates it anywhere, in directives and outside of them (measured with 13.5). A test in the body of a macro asks
-where the macro is used: so the macros of all texts are collected whose bodies have a test, or such a macro in turn, and
-their uses are expanded. A definition counts whatever conditional it stands in, and all definitions of a name count.
-Where the text doesn't tell which header a use is about, it says so, with the reason.
+NVRTC evaluates ``__has_include`` both in directives and outside of them (measured with 13.5). A test in a macro's body
+takes place where the macro is used. So all macros are collected whose bodies have a test or use such a macro, and their
+uses are expanded. All definitions of a macro count, whatever conditional they are in. If the text doesn't determine
+which header a use tests for, the result has the reason.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _SHOWN = 60
 
 
 class Mentions(NamedTuple):
-    """Where a text has a name: in the bodies of macros, and in uses, each with what stands in parentheses behind it."""
+    """The occurrences of a name in a text: macros whose bodies have it, and uses with their arguments."""
 
     macros: tuple[Macro, ...] = ()
     uses: tuple[bytes, ...] = ()
 
 
 class Asked(NamedTuple):
-    """A header that is tested for: in which text, by which name, and whether that was in quotes."""
+    """A test for a header: the index of the text, the header's name, and whether the name is in quotes."""
 
     text: int
     name: str
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
 
 
 class Undecided(NamedTuple):
-    """A test in a text that may be about any header, and why."""
+    """A test for an unknown header: the index of the text, and why the header isn't known."""
 
     text: int
     reason: str
@@ -59,14 +59,14 @@ class Text(Protocol):
     """One of the texts of a compile."""
 
     def mentions(self, name: bytes) -> Mentions:
-        """Where it has a name."""
+        """Return the occurrences of a name in the text."""
 
     def defined(self, names: frozenset[bytes]) -> frozenset[bytes]:
-        """Those of the names that are macros which it defines."""
+        """Return the subset of ``names`` that the text defines as macros."""
 
 
 class Probes(NamedTuple):
-    """What the texts of a compile test for, and the macros that a test may be written with."""
+    """The tests for headers in the texts of a compile, and the macros through which tests may be written."""
 
     asked: list[Asked]
     undecided: list[Undecided]
@@ -77,7 +77,7 @@ _NOTHING = Mentions()
 
 
 def mentions(code: bytes, name: bytes) -> Mentions:
-    """Where a text has this name; comments, strings, ``#if 0`` and tests of whether it is defined don't count."""
+    """Return the uses of a name in a text, outside of comments, strings, ``#if 0``, ``#ifdef`` and ``defined``."""
     if name not in whole_words(code):
         return _NOTHING
     bodies: dict[Macro, None] = {}
@@ -91,7 +91,7 @@ def mentions(code: bytes, name: bytes) -> Mentions:
 
 
 def defined(code: bytes, names: frozenset[bytes]) -> frozenset[bytes]:
-    """Those of the names that are macros which a text defines."""
+    """Return the subset of ``names`` that a text defines as macros."""
     pattern = rb"define[ \t\v\f]+(?:%b)\b" % b"|".join(sorted(names))
     if not names or re.search(pattern, joined(code)) is None:
         return frozenset()
@@ -99,7 +99,7 @@ def defined(code: bytes, names: frozenset[bytes]) -> frozenset[bytes]:
 
 
 def probes(texts: Sequence[Text]) -> Probes:
-    """What the texts of a compile, macros from options among them, test for with ``__has_include``."""
+    """Return the tests for headers in the texts of a compile, which include the macros from options."""
     known: dict[bytes, list[Macro]] = {name: [] for name in PROBES}
     uses: dict[tuple[int, bytes], None] = {}
     pending = list(PROBES)
@@ -128,11 +128,11 @@ def probes(texts: Sequence[Text]) -> Probes:
     return Probes(list(asked), list(undecided), frozenset(known))
 
 
-# --- uses, and what they expand to ---------------------------------------------------------------------------------
+# --- uses and their expansions -------------------------------------------------------------------------------------
 
 
 class _Use(NamedTuple):
-    """A name in a text, and what stands in parentheses behind it, if anything."""
+    """A use of a name in a text, with its argument in parentheses if there is one."""
 
     name: bytes
     argument: bytes | None
@@ -140,7 +140,7 @@ class _Use(NamedTuple):
 
     @property
     def behind(self) -> bytes:
-        """The text behind the name."""
+        """The text after the name."""
         return self.text[len(self.name) :]
 
 
@@ -152,7 +152,7 @@ def _uses(text: bytes, names: Collection[bytes]) -> Iterator[_Use]:
 
 
 def _parenthesized(text: bytes, start: int) -> tuple[bytes | None, int]:
-    """What stands in parentheses from there on, and where they end; None and ``start`` where there are none."""
+    """Return the text in the parentheses at ``start`` and the end of them; None and ``start`` if there are none."""
     opens = _OPENS.match(text, start)
     if opens is None:
         return None, start
@@ -165,11 +165,11 @@ def _parenthesized(text: bytes, start: int) -> tuple[bytes | None, int]:
 
 
 class _Expanded(NamedTuple):
-    """What a use comes to."""
+    """The result of expanding a use."""
 
-    names: dict[tuple[str, bool], None]  # of headers, and whether each is in quotes
-    words: set[bytes]  # in those that other macros may change
-    reasons: dict[str, None]  # why a name isn't known
+    names: dict[tuple[str, bool], None]  # header names, and whether each is in quotes
+    words: set[bytes]  # words in header names that other macros may change
+    reasons: dict[str, None]  # why a header's name isn't known
 
 
 def _expanded(use: bytes, known: Mapping[bytes, list[Macro]]) -> _Expanded:
@@ -206,12 +206,12 @@ def _ask(use: _Use, found: _Expanded, *, by_macro: bool) -> None:
         return
     angled, quoted = header.groups()
     found.names[os.fsdecode(angled or quoted), bool(quoted)] = None
-    if angled and by_macro:  # these are words like any other then
+    if angled and by_macro:  # then macros are expanded in the name, too
         found.words.update(_TOKEN.findall(angled))
 
 
 def _substituted(macro: Macro, use: _Use, found: _Expanded) -> bytes | None:
-    """What a use of a macro is replaced by."""
+    """Return the text that replaces a use of a macro; None if it isn't known."""
     name = macro.name.decode(errors="replace")
     if macro.parameters is None:
         return macro.body + use.behind

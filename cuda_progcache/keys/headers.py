@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a C++ compile depends on, and whether they still are what they were.
+"""The files that a C++ compile depends on, and the check that they are unchanged.
 
-What a compile read (:mod:`cuda_progcache.keys.includes` learns it), with a digest per file, is a :class:`HeaderSet`.
-Beside the files that were read it remembers what would change the *choice* of files:
+A :class:`HeaderSet` has the files that a compile read, with their digests (:mod:`cuda_progcache.keys.includes` finds
+them). It also has the paths that determine the *choice* of files:
 
-* ``absent``: paths that were not there and would win over a header that was
-  found (an earlier include directory, the includer's own folder), or would
-  make a ``__has_include`` true;
-* ``present``: files whose mere existence a ``__has_include`` asked for, and (with a slash behind) folders that lie
-  where a file would win.
+* ``absent``: paths that didn't exist. A file there would be chosen instead of a header that was found (an earlier
+  include directory, the includer's own folder), or would make a ``__has_include`` true;
+* ``present``: files whose existence a ``__has_include`` tested, and folders (with a trailing slash) in places where a
+  file would be chosen.
 
-A :class:`HeaderManifest` keeps the header sets seen for one combination of
-source, options and compiler, newest first. A lookup re-checks them: stat
-first, content only where the stat moved. If one holds, the compile it came
-from would read the same bytes now.
+A :class:`HeaderManifest` keeps the header sets seen for one combination of source, options and compiler, newest first.
+A lookup checks them: first the stat of each file, then its content if the stat changed. If a set holds, a compile would
+read the same bytes now.
 
-Paths are kept relative to where they were found (``["I", 1, "cub/cub.cuh"]``
-is ``cub/cub.cuh`` under the second include directory), so a manifest serves
-the same project in another directory.
+Paths are stored relative to the place where they were found (``["I", 1, "cub/cub.cuh"]`` is ``cub/cub.cuh`` under the
+second include directory), so a manifest is valid for the same project in another directory.
 """
 
 from __future__ import annotations
@@ -36,41 +33,41 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
-# 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
+# A file whose time stamp is younger than this may be written again without a change of its stat, so it is read again at
+# the next lookup. 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 4
-#: Sets of a manifest.
+#: The maximum number of sets in a manifest.
 MAX_SETS = 16
 _READ_FLAGS = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
     _READ_FLAGS |= getattr(os, _flag, 0)
-#: Bytes of a header; the largest that are known, of amalgamated libraries, have some 10 MB.
+#: The maximum size of a header in bytes; the largest known ones, of amalgamated libraries, have about 10 MB.
 _LARGEST = 64 << 20
 _MOST_TWINS = 4
 
 Stamp = tuple[int, int, int, int, int]
-"""Of a file's status: device, inode, size, mtime and ctime in ns. While they stay, its content does."""
+"""A file's device, inode, size, mtime and ctime in ns. While these are unchanged, so is the content."""
 
 Place = tuple[str, int, str]
-"""A path and what it is relative to: ("I", n, rest) include directory n, ("S", 0, rest) the source's folder,
-("C", 0, rest) the working directory, ("B", 0, rest) the folder of NVRTC's bundled headers, ("P", n, rest) the folder of
-pre-included header n, where that was given with an absolute path, ("A", 0, path) nothing."""
+"""A path and its root: ("I", n, rest) is relative to include directory n, ("S", 0, rest) to the source's folder,
+("C", 0, rest) to the working directory, ("B", 0, rest) to the folder of NVRTC's bundled headers, ("P", n, rest) to the
+folder of pre-included header n if it was given with an absolute path; ("A", 0, path) is absolute."""
 
 
 @dataclass(frozen=True)
 class HeaderPolicy:
-    """How much is done to be sure of headers.
+    """How thoroughly headers are checked.
 
     Attributes
     ----------
     hermetic : bool
-        On a miss, hand the compiler the very bytes that are in the key, from memory: an edit during the compile can't
-        come between. The front end runs twice for that. A program that can't be compiled so is compiled as ever, and
-        not kept, with the reason.
+        On a miss, pass the compiler the bytes that are in the key, from memory, so that an edit during the compile has
+        no effect. The front end then runs twice. A program that can't be compiled this way is compiled as usual, and
+        isn't kept; the result's reason says why.
     recheck_after : float
-        Seconds for which headers that were looked at in this process are taken as unchanged by its next lookups, for
-        loops that ask for the same programs many times a second. 0: each lookup looks at each header's stat.
+        The time in seconds for which lookups in this process assume that checked headers are unchanged, for loops that
+        look up the same programs many times a second. With 0, each lookup checks each header's stat.
     """
 
     hermetic: bool = False
@@ -85,61 +82,62 @@ CHECK_EACH_TIME = HeaderPolicy()
 
 
 class Header(NamedTuple):
-    """A header that was read: where it lies and the SHA-256 of its content (hex)."""
+    """A header that was read: its place and the SHA-256 of its content (hex)."""
 
     place: Place
     digest: str
 
     @property
     def name(self) -> str:
-        """As a person would write it: relative to its include directory."""
+        """The header's name as in an ``#include``: relative to its root."""
         return self.place[2]
 
     @property
     def lasting_name(self) -> str:
-        """As a key has it: of a header outside all roots, the path isn't its name, but where it happens to lie."""
+        """The header's name in a key; of a header outside all roots, only the file name, since its folder may vary."""
         return os.path.basename(self.place[2]) if self.place[0] == "A" else self.place[2]
 
 
 @dataclass(frozen=True)
 class HeaderSet:
-    """The files one compile read, and what would change that choice.
+    """The files that a compile read, and the conditions under which it would choose the same files.
 
     Attributes
     ----------
     headers : tuple of Header
-        In the order in which the compiler opened them first.
+        The headers, in the order in which the compiler first opened them.
     absent, present : tuple of Place
-        Paths that must not exist / must exist for the set to hold.
+        Paths that must not exist, and paths that must exist, for the set to hold.
     perhaps : tuple of (Place, int)
-        Other places where a header, by its number, may have been found; here they may be other files, and then must
-        not exist or have its content.
+        Other places where a header, given by its index, may have been found. In another project they may be different
+        files; for the set to hold, they must not exist or must have the header's content.
     probes : tuple of str
-        What each ``__has_include`` in what was read comes to: ``"<extra.h> in value.h: there"``, or ``missing``.
+        The result of each ``__has_include`` in the texts: ``"<extra.h> in value.h: there"``, or ``missing``.
     mentions_file : int
-        What they and the source say about paths, as :func:`cuda_progcache.keys.include_text.path_macros`: ``NO_PATH``;
-        ``PRINTED``: a path that reaches the output can be seen there; ``FOLDED``: it may reach it as other bytes.
+        How the headers and the source may use their paths, from
+        :func:`cuda_progcache.keys.include_text.path_macros`. ``NO_PATH``: not at all. ``PRINTED``: a path that reaches
+        the output is visible there. ``FOLDED``: a path may reach the output as other bytes.
     paths : tuple of (str, int)
-        The roots of places whose paths are in what was compiled (:func:`cuda_progcache.keys.paths.reaching`).
+        The roots whose paths are in the compiled output (:func:`cuda_progcache.keys.paths.reaching`).
     linked_paths : tuple of (str, int)
-        The same for what was linked from it.
+        The roots whose paths are in the output linked from it.
     columns : bool
-        Whether one of them or the source, the vendor's headers aside, may ask in which column of a line it stands.
+        Whether the source or a header, other than the vendor's, may ask for the column of a token.
     links : tuple of (int, int)
-        Headers that are the same file as an earlier one, by their numbers: ``#pragma once`` passes over them.
+        Headers that are the same file as an earlier header, by index: ``#pragma once`` skips them.
     uncacheable : str or None
-        Why a compile that reads these can't be cached; None if it can.
+        Why a compile that reads these headers can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
-        What each header's status was when it was digested, where an edit since would have moved it: spares a new
-        process reading some hundred files. None are another set all the same.
+        The status of each header when it was digested, or None if a later edit might not change the status. With
+        stamps, a new process needn't read hundreds of files. They don't count when sets are compared.
     entry : str
-        Digest of the entry that was compiled from them.
+        The digest of the entry that was compiled from these headers.
     source : str
-        Identity of the source that was compiled with them; empty where the manifest is that source's own.
+        The identity of the source that was compiled with these headers; empty if the manifest belongs to that source.
     plain : tuple of str
-        Of each header, the digest of its normal form (:mod:`cuda_progcache.keys.plain_text`), or its own.
+        For each header, the digest of its normal form (:mod:`cuda_progcache.keys.plain_text`), or its own digest.
     stands_for : str
-        Identity of the set that the entry was compiled from, where this one has the same normal form.
+        The identity of the set that the entry was compiled from, if this set has the same normal form.
     """
 
     headers: tuple[Header, ...] = ()
@@ -161,7 +159,7 @@ class HeaderSet:
 
     @kept_property
     def identity(self) -> str:
-        """SHA-256 (hex) over the names and digests of the headers, in order; of those that it stands for."""
+        """The SHA-256 (hex) over names and digests of the headers in order, or the identity that the set stands for."""
         if self.stands_for:
             return self.stands_for
         lines = [os.fsencode(header.lasting_name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
@@ -169,7 +167,7 @@ class HeaderSet:
         return sha256(b"".join(lines)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest's file."""
+        """Return the form stored in a manifest."""
         return {
             "headers": [[list(h.place), h.digest] for h in self.headers],
             "absent": [list(p) for p in self.absent],
@@ -190,7 +188,7 @@ class HeaderSet:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> HeaderSet:
-        """From a manifest's file (KeyError, TypeError, ValueError where it isn't one)."""
+        """Parse the form stored in a manifest; raise KeyError, TypeError or ValueError if it is invalid."""
         return cls(
             headers=tuple(Header(_place(place), str(digest)) for place, digest in data["headers"]),
             absent=tuple(_place(p) for p in data["absent"]),
@@ -224,24 +222,24 @@ def _stamp_of(device: int, inode: int, size: int, mtime: int, ctime: int) -> Sta
 
 @dataclass(frozen=True)
 class SearchPath:
-    """Where a compile looks for headers.
+    """The folders in which a compile searches for headers.
 
-    A quoted include is looked for in the folder of the file that has it, then in the include directories; one in angle
-    brackets only there; a pre-included one in the working directory first. (So NVRTC 13.5 does; no other folder counts,
-    not even the source's for an include in a header.)
+    A quoted include is searched for in the folder of the including file, then in the include directories; an include in
+    angle brackets only in the include directories; a pre-included header first in the working directory. This is the
+    behaviour of NVRTC 13.5. It searches no other folder, not even the source's folder for an include in a header.
 
     Attributes
     ----------
     include_dirs : tuple of str
-        As given to the compiler, relative ones joined to ``cwd``.
+        The include directories as given to the compiler; relative ones are joined to ``cwd``.
     source_dir : str
-        The folder of the program's name.
+        The folder in the program's name.
     cwd : str
         The working directory.
     bundled : str or None
-        Where NVRTC puts the headers that it brings, where it was asked to.
+        The folder in which NVRTC installs its bundled headers; None if it wasn't asked to.
     pre_included : tuple of str
-        The folder of each header that is read before the source; empty unless it was given with an absolute path.
+        The folder of each header that is read before the source; empty if the header's path isn't absolute.
     """
 
     include_dirs: tuple[str, ...]
@@ -259,7 +257,7 @@ class SearchPath:
         bundled: str | None = None,
         pre_includes: Iterable[str] = (),
     ) -> SearchPath:
-        """The search path of a program called ``name``, compiled in ``cwd``."""
+        """Return the search path of a program called ``name`` that is compiled in ``cwd``."""
         dirs = tuple(os.path.join(cwd, d).rstrip("/") or "/" for d in include_dirs)
         bundled = None if bundled is None else os.path.join(cwd, bundled).rstrip("/")
         source_dir = os.path.join(cwd, os.path.dirname(name)).rstrip("/")
@@ -267,7 +265,7 @@ class SearchPath:
 
     @kept_property
     def prefixes(self) -> dict[tuple[str, int], str]:
-        """What to put before the rest of a place."""
+        """The prefix of each root, which precedes the rest of a place."""
         found = {("I", n): d + "/" for n, d in enumerate(self.include_dirs)}
         if self.bundled is not None:
             found["B", 0] = self.bundled + "/"
@@ -276,16 +274,16 @@ class SearchPath:
 
     @kept_property
     def roots(self) -> list[Place]:
-        """The directories in which any include is looked for, in order, ready to put a name behind."""
+        """The directories that are searched for every include, in order, as places to which a name is appended."""
         return [("I", n, "") for n in range(len(self.include_dirs))] + ([("B", 0, "")] if self.bundled else [])
 
     def absolute(self, place: Place) -> str | None:
-        """The path of a place under this search path; None if it has no such include directory."""
+        """Return the path of a place; None if this search path has no such root."""
         prefix = self.prefixes.get(place[:2])
         return None if prefix is None else prefix + place[2]
 
     def places(self, path: str) -> list[Place]:
-        """Every way to see ``path`` under this search path, the most specific first."""
+        """Return all places that ``path`` has under this search path, the most specific first."""
         absolute = os.path.join(self.cwd, path)
         found = [
             (prefix, (root, index, absolute[len(prefix) :]))
@@ -297,7 +295,7 @@ class SearchPath:
 
 
 Holds = Callable[[HeaderSet, SearchPath], bool]
-"""Tells whether a compile now would read what a set says: :func:`holds`, or one of :func:`looking_once`."""
+"""A function that tells whether a compile now would read a set's files: :func:`holds`, or from :func:`looking_once`."""
 
 
 # --- files by content ----------------------------------------------------------------------------------------------
@@ -310,10 +308,10 @@ def _stamp(st: os.stat_result) -> Stamp:
 
 
 def file_digest(path: str) -> str | None:
-    """SHA-256 (hex) of a file's content, remembered by stat; None if it can't be read.
+    """Return the SHA-256 (hex) of a file's content, remembered by stat; None if the file can't be read.
 
-    The memory is trusted only where the file had been left alone for longer than a time stamp's resolution when it
-    was read: an edit within the same tick doesn't move the stat.
+    The digest is remembered only if the file had been unchanged for longer than the resolution of time stamps when it
+    was read: an edit within the same tick doesn't change the stat.
     """
     try:
         before = os.stat(path)
@@ -331,19 +329,19 @@ def file_digest(path: str) -> str | None:
 
 
 def known_digest(path: str, status: os.stat_result) -> str | None:
-    """The digest of a file that was read before, if this is still its status."""
+    """Return the remembered digest of a file, if it was read with this status."""
     known = _digests.get(path)
     return known[1] if known is not None and known[0] == _stamp(status) else None
 
 
 def known_stamp(path: str, digest: str) -> Stamp | None:
-    """The status that a file had when it had this digest, as far as that is remembered."""
+    """Return the remembered status of a file with this digest, if any."""
     known = _digests.get(path)
     return known[0] if known is not None and known[1] == digest else None
 
 
 def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
-    """Spare later lookups reading a file that had this status before it was read."""
+    """Remember the digest of a file that had this status before it was read, unless the status is too recent."""
     now = time.time_ns()
     newest = max(before.st_mtime_ns, before.st_ctime_ns)
     if newest + _STAMP_RESOLUTION_NS < now:
@@ -353,16 +351,16 @@ def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
 
 
 def read_file(path: str) -> bytes | None:
-    """A regular file's content; None if it can't be read, is something else, or larger than any header."""
+    """Return a regular file's content; None if it can't be read, isn't a regular file, or is too large for a header."""
     try:
-        # A manifest of a tier may name anything: a FIFO would hang for ever, and a device, or a file of /proc, has no
-        # end.
+        # A manifest from a tier may name any path: a FIFO would block forever, and a device or a file in /proc may have
+        # no end.
         fd = os.open(path, _READ_FLAGS)
         with open(fd, "rb") as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
                 return None
-            # A limited read allocates the whole limit first: that is for files that don't tell their size.
+            # A limited read first allocates the whole limit, so it is only used for files that don't report a size.
             content = file.read() if status.st_size else file.read(_LARGEST + 1)
             return content if len(content) <= _LARGEST else None
     except OSError:
@@ -370,20 +368,20 @@ def read_file(path: str) -> bytes | None:
 
 
 class _Paths(NamedTuple):
-    """A header set's places under one search path."""
+    """A header set's paths under one search path."""
 
     search: SearchPath
     absent: list[str]
-    perhaps: list[tuple[str, str]]  # each with the header that it may stand for
+    perhaps: list[tuple[str, str]]  # each with the header that may have been found there
     present: list[str]
     headers: list[tuple[str, str, Stamp | None]]
-    twins: list[tuple[str, str, bool]]  # headers of one content, and whether they are one file
+    twins: list[tuple[str, str, bool]]  # pairs of headers with equal content, and whether they are the same file
 
 
 def paths_of(headers: HeaderSet, search: SearchPath) -> _Paths:
-    """Its places under a search path (KeyError where a root is missing).
+    """Return a set's paths under a search path; raise KeyError if a root is missing.
 
-    They are remembered with the set, since lookups come from one place mostly.
+    They are cached in the set, since most lookups use the same search path.
     """
     known: _Paths | None = headers.__dict__.get("_paths")
     if known is None or known.search != search:
@@ -412,7 +410,7 @@ def paths_of(headers: HeaderSet, search: SearchPath) -> _Paths:
 
 
 def _twins(headers: HeaderSet, files: list[tuple[str, str, Stamp | None]]) -> list[tuple[str, str, bool]]:
-    file = dict(headers.links)  # by number, the first header that is the same file
+    file = dict(headers.links)  # by index, the first header that is the same file
     found: list[tuple[str, str, bool]] = []
     by_digest: dict[str, list[int]] = {}
     for at, (path, digest, _) in enumerate(files):
@@ -423,7 +421,7 @@ def _twins(headers: HeaderSet, files: list[tuple[str, str, Stamp | None]]) -> li
 
 
 def choice_holds(paths: _Paths) -> bool:
-    """Whether nothing shadows a header, each ``__has_include`` comes to what it came to, and links are links."""
+    """Return whether no file shadows a header, each ``__has_include`` has the same result, and links are unchanged."""
     there = os.access
     for path in paths.absent:
         if there(path, os.F_OK):
@@ -444,16 +442,16 @@ def choice_holds(paths: _Paths) -> bool:
 
 
 def holds(headers: HeaderSet, search: SearchPath) -> bool:
-    """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
+    """Return whether a compile now would read this set's files: unchanged, none shadowed and none missing."""
     try:
         paths = paths_of(headers, search)
     except KeyError:
-        return False  # made for more include directories than there are
+        return False  # the set has more include directories than the search path
     if not choice_holds(paths):
         return False
     known, stat = _digests.get, os.stat
     for path, digest, stamp in paths.headers:
-        # As file_digest does it, without a call for each of some hundreds.
+        # The same as file_digest, inlined to save hundreds of calls.
         seen = known(path)
         if seen is not None or stamp is not None:
             try:
@@ -474,9 +472,9 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
 
 
 def looking_once() -> Holds:
-    """Make a :func:`holds` that looks at each file once, for a call that asks for many programs.
+    """Return a :func:`holds` that checks each set of files once, for a call that looks up many programs.
 
-    It sees no edit after its first look, so no two calls may share it.
+    It doesn't notice edits after its first check, so each call needs its own.
     """
     known: dict[tuple[object, ...], bool] = {}
 
@@ -491,7 +489,7 @@ def looking_once() -> Holds:
 
 
 def as_now(headers: HeaderSet, search: SearchPath) -> HeaderSet:
-    """The same headers with the digests that they have now; without those that are gone."""
+    """Return the same headers with their current digests, without headers that can't be read."""
     try:
         paths = paths_of(headers, search)
     except KeyError:
@@ -505,17 +503,17 @@ def as_now(headers: HeaderSet, search: SearchPath) -> HeaderSet:
 
 
 class HeaderManifest:
-    """The header sets seen for one (source, options, compiler), newest first.
+    """The header sets seen for one combination of source, options and compiler, newest first.
 
     Parameters
     ----------
     path : str or None
-        Its file; None keeps it in this process only.
+        The manifest's file; None keeps the manifest only in this process.
 
     Notes
     -----
-    The file is disposable: without it the next lookup is a miss that writes it anew. It is replaced whole, so two
-    writers can lose each other's newest set, which costs one compile and nothing else.
+    The file is disposable: without it, the next lookup is a miss that writes it again. It is replaced as a whole, so
+    one of two concurrent writers may lose its newest set, which costs one compile and nothing else.
     """
 
     def __init__(self, path: str | None, sets: Iterable[HeaderSet] = ()) -> None:
@@ -525,30 +523,30 @@ class HeaderManifest:
 
     @classmethod
     def read(cls, path: str | None) -> HeaderManifest:
-        """Read a manifest; a missing, foreign or damaged file gives an empty one."""
+        """Read a manifest; a missing, foreign or corrupt file gives an empty one."""
         content = read_file(path) if path is not None else None
         return cls(path, () if content is None else sets_in(content))
 
     def match(self, search: SearchPath, recheck_after: float = 0.0, look: Holds = holds) -> HeaderSet | None:
-        """The newest header set that holds now, if any; or that held less than ``recheck_after`` seconds ago."""
+        """Return the newest header set that holds now, or that held less than ``recheck_after`` seconds ago, if any."""
         now = time.monotonic()
         if recheck_after and self._checked is not None:
             headers, where, when = self._checked
             if now - when < recheck_after and where == search:
                 return headers
         found = next((s for s in self.sets if look(s, search)), None)
-        if look is holds:  # else it may have been seen a while ago
+        if look is holds:  # otherwise the check may be some time ago
             self._checked = None if found is None else (found, search, now)
         return found
 
     def add(self, headers: HeaderSet) -> bytes:
-        """Put a set in front; returns the manifest's new content."""
+        """Insert a set at the front, and return the manifest's new content."""
         self.sets = [headers, *(s for s in self.sets if s != headers)][:MAX_SETS]
         return content_of(self.sets)
 
 
 def with_stamps(headers: HeaderSet, search: SearchPath) -> HeaderSet:
-    """A set that has just been found to hold, with the stamps of the files here."""
+    """Return a set that has just been found to hold, with the stamps of this machine's files."""
     paths = [search.absolute(header.place) for header in headers.headers]
     stamps = [
         None if path is None else known_stamp(path, header.digest)
@@ -558,7 +556,7 @@ def with_stamps(headers: HeaderSet, search: SearchPath) -> HeaderSet:
 
 
 def content_of(sets: Iterable[HeaderSet]) -> bytes:
-    """A manifest's content."""
+    """Return the content of a manifest with these sets."""
     import json
 
     manifest = {"format": _MANIFEST_FORMAT, "sets": [one.to_json() for one in sets]}
@@ -566,7 +564,7 @@ def content_of(sets: Iterable[HeaderSet]) -> bytes:
 
 
 def sets_in(content: bytes) -> list[HeaderSet]:
-    """The header sets of a manifest; none of what isn't one."""
+    """Return the header sets of a manifest; an empty list if the content isn't a manifest."""
     try:
         import json
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read C++ text as a preprocessor does: what it includes, what it probes for, and whether it names its own path.
+"""Questions about the text of a C++ source or header, which is read as a preprocessor reads it.
 
-Every question about the text of a source or a header is answered here, on text from which comments, raw strings and
-``#if 0`` groups were taken and in which continued lines were joined. Lexical details follow NVRTC 13.5's front end
-(EDG), where they were measured: a quote that isn't closed ends with its line, raw strings are recognized in skipped
-groups, a carriage return alone ends no line.
+They are about includes, macros, date and time, and uses of the file's own path. The text is first freed of comments,
+raw strings and ``#if 0`` groups, and continued lines are joined. Lexical details follow the front end of NVRTC 13.5
+(EDG), as measured: an unclosed quote ends with its line, raw strings are recognized in skipped groups, and a carriage
+return alone doesn't end a line.
 
-Two details depend on version and dialect: trigraphs are replaced before C++17 alone, and a backslash with
-blanks between it and the end of its line is no splice in current releases. A text that has either is read in each way,
-and what any reading says counts.
+Two details depend on the version and the dialect: trigraphs are replaced only before C++17, and a backslash followed by
+blanks at the end of a line isn't a splice in current releases. A text that contains either is read in both ways, and
+the results of all readings count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cuda_progcache.keys.quick_text import time_macro as may_mention_time
 # --- the text without comments -------------------------------------------------------------------------------------
 
 RAW_STRING = b'R""'
-"""Stands for a raw string, whose content means nothing here."""
+"""The replacement for a raw string, whose content doesn't matter."""
 
 _TRIGRAPHS = {
     b"=": b"#",
@@ -41,20 +41,20 @@ _TRIGRAPHS = {
 _TRIGRAPH = re.compile(rb"\?\?([=/'()!<>-])")
 _LOOSE_SPLICE = re.compile(rb"(?:\\|\?\?/)[ \t\v\f]+\r?\n")
 _CUT_RAW = re.compile(rb"R(?:(?:\\|\?\?/)[ \t\v\f]*\r?\n)+(?=\")")
-# Header names may hold what would begin a comment or a string elsewhere.
+# Header names may contain characters that begin a comment or a string elsewhere.
 _ODD_NAME = re.compile(rb"include(?:_next)?[ \t]*\(?[ \t]*<[^>\n]*(?://|/\*|['\"])[^>\n]*>")
 _HIDE, _SHOW = bytes.maketrans(b"/*'\"", b"\x01\x02\x03\x04"), bytes.maketrans(b"\x01\x02\x03\x04", b"/*'\"")
 
 
 @functools.cache
 def _lexemes(backslash: bytes, blanks: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
-    """Comments, strings and character literals in a text with splices; and a splice.
+    """Return a pattern for comments, strings and character literals in a text with splices, and one for a splice.
 
-    Each alternative begins with a literal character, so that the search for the next one is quick.
+    Each alternative begins with a literal character, which makes the search fast.
     """
     splice = rb"(?:%b%b\r?\n)" % (backslash, blanks)
     s = splice + rb"*+"
-    # What may stand in a line up to its end or to one of the characters in "but".
+    # The rest of a line, up to its end or to the excluded character.
     within = rb"(?:[^%b\\?\n]++|%b|%b" + s + rb"[^\n]|[\\?])*+"
     return re.compile(
         rb"/%b/%b" % (s, within % (b"", splice, backslash))
@@ -62,7 +62,7 @@ def _lexemes(backslash: bytes, blanks: bytes) -> tuple[re.Pattern[bytes], re.Pat
         + rb'|"(?P<raw>(?:(?<=[^\w]R")|(?<=[^\w][LUu]R")|(?<=[^\w]u8R"))'
         + rb'(?P<delimiter>[^()\\\s"]{0,16})\(.*?(?:\)(?P=delimiter)"|\Z))'
         + rb'|"(?P<string>%b"?)' % (within % (b'"', splice, backslash))
-        # A quote between digits parts them.
+        # A quote between digits separates them.
         + rb"|'(?P<quote>(?:(?<=[0-9]')|(?<=[0-9A-Fa-f][A-Fa-f]')|(?<=[xX'][A-Fa-f]'))(?<!\Wu8')(?=\w)"
         + rb"|%b'?)" % (within % (b"'", splice, backslash)),
         re.DOTALL,
@@ -88,17 +88,17 @@ def _strip(code: bytes, backslash: bytes, blanks: bytes) -> bytes:
 
 
 def readings(code: bytes) -> list[bytes]:
-    """The text as the compiler may read it: no comments, no raw strings, no ``#if 0`` groups, lines joined.
+    """Return the text as compilers may read it: without comments, raw strings and ``#if 0`` groups, with lines joined.
 
     Parameters
     ----------
     code : bytes
-        Of a source or a header.
+        The text of a source or a header.
 
     Returns
     -------
     list of bytes
-        One text; more where the dialect or the version of the compiler decides.
+        One text, or several if the reading depends on the dialect or the version of the compiler.
     """
     blanks = [b"", rb"[ \t\v\f]*+"] if _LOOSE_SPLICE.search(code) else [b""]
     texts = [_strip(code, rb"\\", b) for b in blanks]
@@ -117,7 +117,7 @@ _IS_NEVER = re.compile(rb"[ \t\v\f(]*(?:0|false)[ \t\v\f\r)]*\Z")
 
 
 def _without_skipped(text: bytes) -> bytes:
-    """A text without its ``#if 0`` groups."""
+    """Return a text without its ``#if 0`` groups."""
     if _NEVER.search(text) is None:
         return text
     kept, at = [], 0
@@ -142,24 +142,24 @@ def _without_skipped(text: bytes) -> bytes:
 
 
 class Directive(NamedTuple):
-    """A preprocessing directive: its name, and what stands behind it in its line."""
+    """A preprocessing directive: its name, and the rest of its line."""
 
     name: bytes
     rest: bytes
 
 
 def directives(text: bytes) -> Iterator[Directive]:
-    """The directives of a text (one of :func:`readings`), in order."""
+    """Return the directives of a text (one of :func:`readings`), in order."""
     return (Directive(*found.groups()) for found in _DIRECTIVE.finditer(text))
 
 
 def without_directives(text: bytes, names: frozenset[bytes]) -> bytes:
-    """A text (one of :func:`readings`) with empty lines for the directives of these names."""
+    """Return a text (one of :func:`readings`) in which the directives of these names are empty lines."""
     return _DIRECTIVE.sub(lambda found: b"" if found[1] in names else found[0], text)
 
 
 class Macro(NamedTuple):
-    """A definition of a macro. ``parameters`` is None where it takes none in parentheses, and has ``__VA_ARGS__``."""
+    """The definition of a macro. ``parameters`` includes ``__VA_ARGS__``; None for an object-like macro."""
 
     name: bytes
     parameters: tuple[bytes, ...] | None
@@ -171,7 +171,7 @@ _MACRO = re.compile(rb"[ \t\v\f]*(\w+)(?:\(([^()\n]*)\))?([^\n]*)")
 
 
 def macros(text: bytes) -> Iterator[Macro]:
-    """The definitions of macros in a text (one of :func:`readings`), in order."""
+    """Yield the definitions of macros in a text (one of :func:`readings`), in order."""
     for directive in directives(text):
         if directive.name == b"define" and (found := _MACRO.match(directive.rest)) is not None:
             name, listed, body = found.groups()
@@ -191,17 +191,17 @@ _HEADER = re.compile(rb"[ \t\v\f]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
 
 
 def includes(code: bytes) -> list[Include]:
-    """The headers that a text names in ``#include`` lines, whatever conditional they stand in; not where a macro does.
+    """Return the headers that a text names in ``#include`` lines, in any conditional, except those named by a macro.
 
     Parameters
     ----------
     code : bytes
-        Of a source or a header.
+        The text of a source or a header.
 
     Returns
     -------
     list of Include
-        In the order of the text.
+        The headers in the order of the text.
     """
     found = []
     for text in readings(code) if b"include" in whole_words(code) else ():
@@ -213,10 +213,10 @@ def includes(code: bytes) -> list[Include]:
 
 
 def included_names(code: bytes) -> dict[str, bool] | None:
-    """The names in a text's ``#include`` lines, and whether each is in quotes somewhere; None if a macro names one.
+    """Return the names in a text's ``#include`` lines, and whether each is ever in quotes; None if a macro names one.
 
-    A header in angle brackets isn't looked for in the folder of the source or in the working directory (NVRTC 12.0 to
-    13.5 were tried).
+    A header in angle brackets isn't searched for in the folder of the source or in the working directory (tested with
+    NVRTC 12.0 to 13.5).
     """
     names: dict[str, bool] = {}
     if b"include" not in whole_words(code):
@@ -239,7 +239,7 @@ TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
 
 
 def written_time_macro(code: bytes) -> str | None:
-    """The date or time macro in a text, written in one word; with it each compile gives another output."""
+    """Return the date or time macro that a text contains as a word; it makes the output differ at each compile."""
     if may_mention_time(whole_words(code)) is None:
         return None
     found = (macro for text in readings(code) for macro in _TIME.findall(text) if macro)
@@ -247,7 +247,7 @@ def written_time_macro(code: bytes) -> str | None:
 
 
 def time_macro(code: bytes) -> str | None:
-    """As :func:`written_time_macro`; one that may be pasted together counts, too."""
+    """Like :func:`written_time_macro`, but also return a macro that may be made with ``##``."""
     written = written_time_macro(code)
     if written is not None or not may_paste(code):
         return written
@@ -262,8 +262,8 @@ def time_macro(code: bytes) -> str | None:
 # --- paths ---------------------------------------------------------------------------------------------------------
 
 NO_PATH, PRINTED, FOLDED = range(3)
-"""What a text says about paths: nothing; what can only print one, so that it is seen in the output; or what may fold
-one into other bytes (``__FILE__[0]``, a hash)."""
+"""How a text uses paths: not at all; only in ways that print a path, so that the output shows it; or in ways that may
+turn it into other bytes (``__FILE__[0]``, a hash)."""
 
 _PATH_PARTS = (b"assert", b"FILE", b"source_location", b"SOURCE_LOCATION")
 _PATH_WORD = re.compile(
@@ -276,24 +276,25 @@ _PATH, _STRING = b"__FILE__", b'"'
 
 
 def may_name_paths(code: bytes) -> bool:
-    """Whether a text may have anything that :func:`path_macros` looks for: a superset, found quickly."""
+    """Return whether a text may contain anything that :func:`path_macros` looks for: a quick test for a superset."""
     text = whole_words(code)
     return any(part in text for part in _PATH_PARTS)
 
 
 def path_macros(code: bytes) -> int:
-    """What a text says about the path of the file that it stands in, or is called from.
+    """Return how a text uses the path of its own file or of the calling file.
 
     Parameters
     ----------
     code : bytes
-        Of a source or a header.
+        The text of a source or a header.
 
     Returns
     -------
     int
-        ``NO_PATH``; ``PRINTED`` for ``assert``, and for ``__FILE__`` or ``__builtin_FILE()`` that is, alone or among
-        string literals, an argument of ``printf`` or of what ``assert`` expands to; ``FOLDED`` for any other use.
+        ``PRINTED`` for ``assert``, and if ``__FILE__`` or ``__builtin_FILE()``, alone or with string literals, is an
+        argument of ``printf`` or of the functions to which ``assert`` expands; ``FOLDED`` for any other use;
+        ``NO_PATH`` if there is no use.
     """
     return max(map(_paths_in, readings(code))) if may_name_paths(code) else NO_PATH
 
@@ -305,20 +306,20 @@ def _paths_in(text: bytes) -> int:
 
 
 def _streams(text: bytes) -> Iterator[list[bytes]]:
-    """The tokens of each directive, and those of the text between directives: brackets pair within each."""
+    """Yield the tokens of each directive, and those of the text outside directives; brackets match within each."""
     yield from (_TOKEN.findall(rest) for _, rest in directives(text))
     yield _TOKEN.findall(_DIRECTIVE.sub(b"", text))
 
 
 class _Call(NamedTuple):
-    """A bracket that is open: what is called, and the tokens of the argument that is being read."""
+    """An open bracket: the called function, and the tokens of the current argument."""
 
     callee: bytes
     argument: list[bytes]
 
     @property
     def folds(self) -> bool:
-        """Whether the argument may do more with a path than print it."""
+        """Whether the current argument may do more with a path than print it."""
         if _PATH not in self.argument:
             return False
         return self.callee not in _PRINTS or any(token not in {_PATH, _STRING} for token in self.argument)
@@ -343,7 +344,7 @@ def _folds(tokens: list[bytes]) -> bool:
             outer = calls[-1].argument
             if token == b")" and callee == b"__builtin_FILE":
                 outer[-1:] = [_PATH]
-            elif token == b")" and argument == [b"__LINE__"] and callee:  # a macro that makes a string of it
+            elif token == b")" and argument == [b"__LINE__"] and callee:  # a macro that turns the line into a string
                 outer[-1:] = [_STRING]
             else:
                 outer.append(token)
@@ -361,7 +362,7 @@ def _folds(tokens: list[bytes]) -> bool:
 
 
 def _callee(before: list[bytes]) -> bytes:
-    """The function that is called behind these tokens; "" where it isn't one at global scope or of ``std``."""
+    """Return the function called after these tokens; "" if it is a member or in a namespace other than ``std``."""
     *earlier, name = before or [b""]
     if earlier[-1:] in ([b"."], [b"->"]):
         return b""
@@ -374,12 +375,12 @@ _COLUMN = re.compile(rb"BUILTIN_COLUMN|__builtin_COLUMN|source_location|SOURCE_L
 
 
 def asks_for_columns(code: bytes) -> bool:
-    """Whether a text may ask in which column of its line something stands, as ``__builtin_COLUMN()`` tells."""
+    """Return whether a text may ask for the column of a token, as with ``__builtin_COLUMN()``."""
     return _COLUMN.search(whole_words(code)) is not None and any(map(_COLUMN.search, readings(code)))
 
 
 def redefines_printing(code: bytes) -> bool:
-    """Whether a text gives ``printf``, or what ``assert`` expands to, a meaning that may be another than to print."""
+    """Return whether a text may redefine ``printf`` or a function to which ``assert`` expands as more than printing."""
     text = whole_words(code)
     return any(name in text for name in _PRINTS) and any(map(_redefines, readings(code)))
 
@@ -388,7 +389,7 @@ def _redefines(text: bytes) -> bool:
     for macro in macros(text):
         tokens = _TOKEN.findall(macro.body)
         if macro.name in _PRINTS:
-            # What looks at nothing that it is given does nothing with a path.
+            # A macro that ignores its arguments can't use a path.
             if macro.parameters is None or set(macro.parameters).intersection(tokens):
                 return True
         elif _misuses(tokens):
@@ -397,7 +398,7 @@ def _redefines(text: bytes) -> bool:
 
 
 def _misuses(tokens: list[bytes]) -> bool:
-    """Whether a function that prints is defined here, or its name is that of something else."""
+    """Return whether a printing function is defined in these tokens, or its name is used for something else."""
     for at, token in enumerate(tokens):
         if token not in _PRINTS:
             continue

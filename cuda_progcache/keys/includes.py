@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn from the compiler which headers a compile read, and from their texts what else it depends on.
+"""Find the headers that a compile read, from the compiler, and its other dependencies, from the headers' texts.
 
-Two ways to learn the headers, the better first; which of them an NVRTC offers,
-:func:`cuda_progcache.compile.compilers.include_source` finds out:
+The compiler reports headers in one of two ways, the better first.
+:func:`cuda_progcache.compile.compilers.include_source` finds out which of them an NVRTC supports:
 
-* its front end, told ``-Xcudafe --trace_includes``, lists every header it opens, indented by nesting. Not documented,
-  and costs nothing;
-* ``--fdevice-time-trace`` (documented, NVRTC 13.0 and later) writes an event for each, without their nesting: Chrome's
-  trace format, events "Processing Header File" whose ``args.detail`` is the path.
+* with ``-Xcudafe --trace_includes``, the front end lists every header that it opens, indented by nesting. This is
+  undocumented, and costs nothing;
+* with ``--fdevice-time-trace`` (documented, NVRTC 13.0 and later), NVRTC writes an event for each header, without the
+  nesting, in Chrome's trace format: events "Processing Header File" whose ``args.detail`` is the path.
 
-Each gives a :class:`~cuda_progcache.keys.headers.HeaderSet`. Where an NVRTC has neither, headers are unknown, and
-nothing that reads them is cached. To follow the ``#include`` lines of the text instead would be a second preprocessor,
-which can't follow what macros include; and every NVRTC from 11.8 on has the first way.
+Either gives a :class:`~cuda_progcache.keys.headers.HeaderSet`. If an NVRTC supports neither, the headers are unknown,
+and programs that read headers aren't cached. Following the ``#include`` lines of the text instead would need a second
+preprocessor, which can't follow includes made by macros; and every NVRTC since 11.8 supports the first way.
 """
 
 from __future__ import annotations
@@ -55,31 +55,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey
 
-#: What an NVRTC offers.
+#: The ways in which an NVRTC may report headers.
 TRACE, TIME_TRACE, NOTHING = "trace", "time-trace", "nothing"
 
 Trace = list[tuple[int, str]]
-"""Headers in the order in which they were opened: how deep (0: by the source; or UNKNOWN), path as it was opened."""
+"""Headers in the order in which they were opened: nesting depth (0: by the source; or UNKNOWN) and path as opened."""
 
 UNKNOWN = -1
 
-# Files that the compiler makes up: listed in the trace, but nowhere on disk.
+# Synthetic files of the compiler, which are in the trace, but not on disk.
 _PROLOGUE = "__nv_nvrtc_builtin_header.h"
 _SYNTHETIC = (_PROLOGUE, "__nv_name_map")
 _TIME_TRACE_EVENT = "Processing Header File"
 
 
 def parse_trace(text: str) -> Trace | None:
-    """Read an include trace.
+    """Parse an include trace.
 
     Parameters
     ----------
     text : str
-        What NVRTC wrote under ``-Xcudafe --trace_includes``: a path a line, a leading space per level.
+        The output of ``-Xcudafe --trace_includes``: one path per line, with one leading space per nesting level.
 
     Returns
     -------
-    list of (depth, path), or None if it isn't a trace (the compiler's own prologue header is missing).
+    list of (depth, path), or None if the text isn't a trace (the compiler's own prologue header is missing).
     """
     opened: Trace = []
     genuine = False
@@ -93,7 +93,7 @@ def parse_trace(text: str) -> Trace | None:
 
 
 def parse_time_trace(text: str) -> Trace | None:
-    """Read what NVRTC wrote under ``--fdevice-time-trace``; None if it isn't that. Depths are ``UNKNOWN``."""
+    """Parse the output of ``--fdevice-time-trace``; None if the text is something else. Depths are ``UNKNOWN``."""
     try:
         events = [event for event in json.loads(text)["traceEvents"] if event.get("name") == _TIME_TRACE_EVENT]
         opened = [(int(event["ts"]), str(event["args"]["detail"])) for event in events]
@@ -101,7 +101,7 @@ def parse_time_trace(text: str) -> Trace | None:
         return None
     if _PROLOGUE not in {path for _, path in opened}:
         return None
-    opened.reverse()  # an event is written when it ends: of those that began in one microsecond, the outer one first
+    opened.reverse()  # events are written when they end: put the outer of two that began in one microsecond first
     opened.sort(key=lambda event: event[0])
     return [(UNKNOWN, path) for _, path in opened if path not in _SYNTHETIC]
 
@@ -114,36 +114,37 @@ def header_set(
     contents: dict[str, bytes] | None = None,
     macros: Iterable[str] = (),
 ) -> HeaderSet:
-    """What a compile read, from its trace.
+    """Return the files that a compile read, from its trace.
 
     Parameters
     ----------
     trace : list of (depth, path)
-        From :func:`parse_trace` or :func:`parse_time_trace`.
+        The result of :func:`parse_trace` or :func:`parse_time_trace`.
     code : bytes
         The source.
     search : SearchPath
-        What the compile had.
+        The search path of the compile.
     compiled_at_ns : int
-        ``time.time_ns()`` before the compile began: a header that is younger may not be what the compiler saw.
+        ``time.time_ns()`` before the compile began. The compiler may not have seen the current content of a header that
+        is younger.
     contents : dict, optional
-        Takes what was read, by path.
+        A dict that receives the contents of the headers, by path.
     macros : iterable of str
-        What options define: ``NAME`` or ``NAME=value`` each.
+        The macros that options define, each as ``NAME`` or ``NAME=value``.
 
     Returns
     -------
     HeaderSet
-        With ``uncacheable`` set where the set can't be trusted.
+        The set; its ``uncacheable`` says why if it can't be trusted.
     """
     found = _Collector(search, compiled_at_ns, contents)
     found.source(code, macros)
-    sources: tuple[Place, ...] = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
+    sources: tuple[Place, ...] = (("S", 0, ""), ("C", 0, ""))  # the folders that may contain the source
     named = None if search.pre_included else included_names(code)
-    beside = () if named and not any(named.values()) else sources  # those where the source's headers may lie
+    beside = () if named and not any(named.values()) else sources  # the source's folders that are searched
     chain: list[Place] = []  # the folders of the headers being read, outermost first
-    folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
-    seen: dict[tuple[str, Place | None], Place] = {}  # ten lines of a trace say the same thing: cub has 4400 for 420
+    folders: dict[Place, None] = dict.fromkeys(sources)  # the folders that may contain the includer
+    seen: dict[tuple[str, Place | None], Place] = {}  # traces repeat headers: cub's has 4400 lines for 420 headers
     for depth, spelled in trace:
         if depth > 0 and not spelled.startswith("/") and _may_begin_with_a_blank(search.cwd, spelled, depth):
             found.note_problem(f"the path of {spelled} or of another header begins with a blank: the trace can't tell")
@@ -164,22 +165,22 @@ def header_set(
 
 
 def _may_begin_with_a_blank(cwd: str, path: str, depth: int) -> bool:
-    """Whether the blanks that tell how deep a path lies may be its own."""
+    """Return whether the leading blanks that show the depth may belong to the path itself."""
     return any(os.path.lexists(os.path.join(cwd, " " * n + path)) for n in range(1, depth + 1))
 
 
 def _folder(place: Place) -> Place:
-    """The folder of a place, ready to put a name behind."""
+    """Return the folder of a place, as a place to which a name is appended."""
     root, index, rest = place
     return (root, index, rest[: rest.rfind("/") + 1])
 
 
-#: Of a source that names a header by a macro: it may name any.
+#: The names of a source that names a header by a macro: it may name any header.
 ANY_NAME: Mapping[str, bool] = MappingProxyType({})
 
 
 def _may_be(place: Place, named: Mapping[str, bool], folders: Iterable[Place]) -> bool:
-    """Whether a file in one of ``folders`` that names these headers may find one of them at this place."""
+    """Return whether a file in one of ``folders`` that includes these names may find one of them at this place."""
     if named is ANY_NAME or (place[0] in {"I", "B"} and place[2] in named):
         return True
     return any(
@@ -189,7 +190,7 @@ def _may_be(place: Place, named: Mapping[str, bool], folders: Iterable[Place]) -
 
 
 def _turn(place: Place) -> tuple[int, int]:
-    """When the compiler comes to a place, looking for a header in quotes."""
+    """Return the sort key of a place in the order in which the compiler searches for a header in quotes."""
     return ("SCIBPA".index(place[0]), place[1])
 
 
@@ -198,7 +199,7 @@ def _below(folder: Place, name: str) -> Place:
     return ("A", 0, name) if name.startswith("/") else (root, index, rest + name)
 
 
-#: The vendor's folders, each with a file that lies in it or beside it: a project's own "cuda/" has none.
+#: The vendor's folders, each with a file in or next to the folder; a project's own "cuda/" has no such file.
 _VENDORS = {
     "cub": "cub/version.cuh",
     "thrust": "thrust/version.h",
@@ -214,7 +215,7 @@ _NOTHING, _FILE, _FOLDER = range(3)
 
 
 class _Collector:
-    """Collects headers, and what decides which files are read: paths that must stay absent, and some present."""
+    """The headers of a compile, and the paths that must stay absent or present for it to read the same files."""
 
     def __init__(self, search: SearchPath, compiled_at_ns: int, contents: dict[str, bytes] | None = None) -> None:
         self._search = search
@@ -222,8 +223,8 @@ class _Collector:
         self._contents = contents
         self._headers: dict[str, Header] = {}
         self._files: dict[str, tuple[int, int]] = {}
-        self._texts: list[tuple[KnownText, list[Place]]] = []  # each with the folders that it looks in
-        self._mine: list[KnownText] = []  # those that aren't the vendor's
+        self._texts: list[tuple[KnownText, list[Place]]] = []  # each with the folders that its quoted includes search
+        self._mine: list[KnownText] = []  # the texts that aren't the vendor's
         self._absent: dict[Place, None] = {}
         self._present: dict[Place, None] = {}
         self._perhaps: dict[Place, str] = {}
@@ -236,7 +237,7 @@ class _Collector:
         self._chosen: set[tuple[str, Place]] = set()
 
     def result(self) -> HeaderSet:
-        """All of it."""
+        """Return everything collected as a header set."""
         columns = False
         try:
             macros = self._probe()
@@ -269,20 +270,20 @@ class _Collector:
         return tuple((at, other) for at, other in same if at != other)
 
     def note_problem(self, problem: str) -> None:
-        """Say why the set can't be trusted; the first reason counts."""
+        """Record why the set can't be trusted; only the first reason is kept."""
         self._problem = self._problem or problem
 
     def source(self, code: bytes, macros: Iterable[str]) -> None:
-        """Note what the source says, and what options define."""
+        """Add the source, and the macros that options define."""
         self._note(KnownText.of("the source", code), None, [("S", 0, "")])
         defined = "".join("#define {} {}\n".format(*macro.partition("=")[::2]) for macro in macros)
         if defined:
             self._note(KnownText.of("an option", os.fsencode(defined)), None, [])
 
     def opened(self, spelled: str, folders: Collection[Place], named: Mapping[str, bool] | None = None) -> Place:
-        """Note a header that the compiler opened, from a file in one of ``folders``; its place.
+        """Add a header that the compiler opened from a file in one of ``folders``, and return its place.
 
-        ``named`` are the headers that this file names, and whether in quotes; None where that isn't known.
+        ``named`` has the headers that this file includes, and whether in quotes; None if they aren't known.
         """
         path = os.path.join(self._search.cwd, spelled)
         place = self.chose(path, folders)
@@ -312,9 +313,9 @@ class _Collector:
             remember_digest(path, before, digest)
             if self._contents is not None:
                 self._contents[path] = content
-        # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that;
-        # NVRTC reads its own prologue for longer before it opens the first header.
-        # Bundled headers it writes itself, as a part of the first compile that asks for them.
+        # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older; but NVRTC
+        # takes longer than that to read its own prologue before it opens the first header.
+        # Bundled headers are exempt: NVRTC writes them itself, during the first compile that uses them.
         if place[0] != "B" and before.st_ctime_ns >= self._compiled_at_ns:
             self.note_problem(f"header {spelled} was modified while it was being compiled")
         self._headers[path] = Header(place, digest)
@@ -325,10 +326,10 @@ class _Collector:
             self.note_problem(f"header {spelled} was modified while it was being compiled")
 
     def _note(self, text: KnownText, place: Place | None, folders: list[Place]) -> None:
-        """Note what a text says; ``place`` is None for what isn't a header."""
+        """Add a text and what it depends on; ``place`` is None if it isn't a header."""
         self._texts.append((text, folders))
         if place is not None and self.is_vendors(place):
-            # Nobody edits these, and there are hundreds: they are looked through for words, and not read.
+            # The vendor's headers aren't edited, and there are hundreds: they are only searched for words.
             macro = text.ask(written_time_macro)
             self._paths = max(self._paths, PRINTED if text.ask(may_name_paths) else NO_PATH)
         else:
@@ -339,18 +340,18 @@ class _Collector:
             self.note_problem(f"header {text.where} uses {macro}")
 
     def is_vendors(self, place: Place) -> bool:
-        """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
+        """Return whether a place is a header of CUDA or CCCL, judged by its folder and another file there."""
         root, index, rest = place
         if root in {"A", "B"}:
             return root == "B"
-        if "/../" in rest:  # libcu++ up to 12.4 includes its own headers so, several times over
+        if "/../" in rest:  # libcu++ up to 12.4 includes its own headers like this, also nested
             rest = os.path.normpath(rest)
         folder, _, below = rest.partition("/")
         anchor = _VENDORS.get(folder) if below else "cuda_runtime.h"
         return anchor is not None and self._kind((root, index, anchor)) == _FILE
 
     def _probe(self) -> frozenset[bytes]:
-        """Note what the ``__has_include`` tests look at; the names of the macros that they may be written with."""
+        """Add the paths that ``__has_include`` tests check; return the macros through which tests may be written."""
         probes = has_include.probes([text for text, _ in self._texts])
         for index, reason in probes.undecided:
             self.note_problem(f"{self._texts[index][0].where} {reason}")
@@ -369,7 +370,7 @@ class _Collector:
         return probes.macros
 
     def _check_pasting(self, probes: frozenset[bytes]) -> None:
-        """Look for names that macros may paste together from what stands in the texts that aren't the vendor's."""
+        """Check for names that macros may make with ``##`` from words in the texts that aren't the vendor's."""
         pieces = frozenset(piece for text in self._mine for piece in text.pieces(None))
         if not any(text.ask(may_paste) for text, _ in self._texts):
             return
@@ -383,7 +384,7 @@ class _Collector:
             self._paths = FOLDED
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
-        """Note that ``path`` was read from a file in one of ``folders``; its place."""
+        """Record that ``path`` was read from a file in one of ``folders``, and return its place."""
         places = self._places.get(path)
         first = places is None
         if places is None:
@@ -391,7 +392,7 @@ class _Collector:
         new = [folder for folder in folders if (path, folder) not in self._chosen]
         if new or first:
             self._chosen.update((path, folder) for folder in new)
-            # How it was spelled isn't known: every reading of the path counts, whatever of them exists doesn't.
+            # The spelling of the include isn't known, so all places of the path count, whether or not they exist.
             for root, index, rest in places:
                 if root != "A":
                     for candidate in (*new, *(self._before(root, index) if first else ())):
@@ -401,28 +402,28 @@ class _Collector:
         return places[0]
 
     def _before(self, root: str, index: int) -> list[Place]:
-        """The directories that may be looked in before this one; those beside the includer are another matter."""
+        """Return the directories that are searched before this one, except the includer's own folder."""
         if root not in {"I", "B"}:
             return []
         return [other for other in self._search.roots if other[0] != root or other[1] < index]
 
     def _must_stay_absent(self, place: Place) -> None:
-        """Cut to the first missing folder: a thousand paths become a few.
+        """Record that a place must stay absent, by its outermost missing folder: a thousand paths become a few.
 
-        Never above the directory it was looked for in: in another project that directory may exist.
+        The root directory of the search is never recorded as missing, since it may exist in another project.
         """
         missing = self._missing_folder(place) if place[0] != "A" else None
         kind = _NOTHING if missing is not None else self._kind(place)
         if kind == _NOTHING:
             self._absent[missing or place] = None
-        elif kind == _FOLDER:  # passed over in the search; a file in its stead wouldn't be
+        elif kind == _FOLDER:  # the search skips a folder, but wouldn't skip a file in its place
             root, index, rest = place
             self._present[root, index, rest + "/"] = None
-        else:  # it isn't what was included there; or it is, and came when the compiler had looked
+        else:  # a different include, or a file that appeared after the compiler's search
             self._check_age(place)
 
     def _check_age(self, place: Place) -> None:
-        """Note a problem with a file that may have appeared while the compiler was at work."""
+        """Record a problem if a file may have appeared while the compiler was running."""
         path = self._search.absolute(place)
         if place[0] == "B" or path is None:
             return
@@ -434,7 +435,7 @@ class _Collector:
             self.note_problem(f"header {place[2]} appeared while it was being compiled")
 
     def _missing_folder(self, place: Place) -> Place | None:
-        """The outermost folder of a place that isn't there."""
+        """Return the outermost folder of a place that doesn't exist; None if all exist."""
         root, index, rest = place
         end = rest.rfind("/")
         if end <= 0:
@@ -461,7 +462,7 @@ class _Collector:
 
 
 def plain_texts(base: BaseKey, headers: HeaderSet) -> tuple[str, ...]:
-    """Of each header the digest of its normal form; its own for the vendor's, which nobody edits."""
+    """Return, for each header, the digest of its normal form; for the vendor's headers, the header's own digest."""
     from cuda_progcache.keys.plain_text import plain_digest
 
     collector = _Collector(base.search, 0)
@@ -474,7 +475,7 @@ def plain_texts(base: BaseKey, headers: HeaderSet) -> tuple[str, ...]:
 
 
 def folders_of(base: BaseKey) -> Folders:
-    """The folders in which a compile that is about to begin looks for headers, as they are now."""
+    """Return the current state of the folders that a compile is about to search for headers."""
     if not base.inputs.reads_headers:
         return Folders.now(())
     search = base.search
@@ -484,17 +485,17 @@ def folders_of(base: BaseKey) -> Folders:
 def headers_read(
     base: BaseKey, trace: Trace | None, since: Folders, contents: dict[str, bytes] | None = None
 ) -> HeaderSet:
-    """What a compile read; ``uncacheable`` says why where that can't be known.
+    """Return the headers that a compile read; ``uncacheable`` says why if they can't be known.
 
     Parameters
     ----------
     base : BaseKey
     trace : list of (depth, path) or None
-        None where the compiler didn't tell.
+        The trace; None if the compiler didn't report one.
     since : Folders
-        From :func:`folders_of`, before the compile.
+        The result of :func:`folders_of` before the compile.
     contents : dict, optional
-        Takes what was read, by path.
+        A dict that receives the contents of the headers, by path.
     """
     inputs = base.inputs
     if trace is None:
@@ -502,7 +503,7 @@ def headers_read(
     macros = inputs.facts.macros
     found = header_set(trace, inputs.code, base.search, since.time_ns, contents, macros)
     if found.uncacheable is None and since.steps:
-        # NVRTC itself makes the folder of its bundled headers.
+        # Bundled headers are exempt, since NVRTC itself creates their folder.
         places = (header.place for header in found.headers if header.place[0] != "B")
         below = dict.fromkeys(os.path.dirname(base.search.absolute(place) or "") for place in places)
         if (moved := since.moved(below)) is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of a compile: checked, and in the form that the compiler gets."""
+"""The inputs of a compile: their checks, and the form in which the compiler gets them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TARGET_TYPES = {"c++": ("ptx", "cubin", "ltoir"), "ptx": ("cubin", "ptx"), "nvvm
 
 
 class CompileInputs(NamedTuple):
-    """The normalized inputs of one compile: what the compiler would get.
+    """The normalized inputs of one compile, as the compiler would get them.
 
-    ``flags`` are the compiler's own; ``include_dirs`` are taken out of them for the search of headers;
-    ``unknown_fields`` are those of options newer than this package.
+    ``flags`` are the compiler's flags, and ``include_dirs`` the include directories among them. ``unknown_fields`` are
+    option fields that this version of the package doesn't know.
     """
 
     source: Source
@@ -46,14 +46,15 @@ class CompileInputs(NamedTuple):
 
     @property
     def code(self) -> bytes:
-        """What the compiler reads."""
+        """The source as bytes, without the ``#line`` of :attr:`compiler_code`."""
         return self.source.code
 
     @property
     def compiler_name(self) -> str:
-        """The file name the compiler gets: the program's, or with debug information a stable one from the source.
+        """The file name that the compiler gets.
 
-        The default name would make every program's lines look alike to a debugger or profiler.
+        It is the program's name. If that is the default and there is debug or line information, a name is derived from
+        the source's digest, since debuggers and profilers couldn't tell programs of the same name apart.
         """
         said = self.facts
         if self.code_type == "c++" and self.name == opt.DEFAULT_NAME and (said.debug or said.lineinfo):
@@ -62,19 +63,19 @@ class CompileInputs(NamedTuple):
 
     @property
     def debug_source(self) -> str | None:
-        """The file in which a debugger finds the source: that of a debug build of a program without a name.
+        """The file in which a debugger finds the source, for a debug build of a program without a name; otherwise None.
 
-        It lies in a directory of the user's, whose name is in what comes out. NVRTC gets it by a ``#line``, not as the
-        program's name, since headers are looked for beside that.
+        It is in a directory of the user, and its path is in the output. NVRTC gets it in a ``#line``, not as the
+        program's name, since it searches the folder of that name for headers.
         """
         if self.code_type != "c++" or self.name != opt.DEFAULT_NAME or not self.facts.debug:
             return None
         path = os.path.join(debug_sources_dir(), self.compiler_name)
-        return path if _UNQUOTABLE.isdisjoint(path) else None  # NVRTC writes these into PTX as they are
+        return path if _UNQUOTABLE.isdisjoint(path) else None  # NVRTC doesn't escape these characters in PTX
 
     @property
     def compiler_code(self) -> bytes:
-        """The text the compiler gets: the source, and before it the name of its file where a debugger wants one."""
+        """The text that the compiler gets: the source, after a ``#line`` with :attr:`debug_source` if there is one."""
         path = self.debug_source
         if path is None:
             return self.code
@@ -82,17 +83,17 @@ class CompileInputs(NamedTuple):
 
     @property
     def unrepeatable(self) -> str | None:
-        """Why two compiles of this can't be expected to give the same bytes; None if they can."""
+        """Why two compiles of these inputs may give different bytes; None if they can't."""
         said = self.facts
         if self.extra_digest is None and (reason := unkeyed_files(said)) is not None:
             return reason
         if self.code_type != "c++":
             return None
         if said.precompiled and self.extra_digest is None:
-            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made of"
+            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made from"
         macro = self.source.time_macro or said.time_macro
         if macro:
-            return f"the source uses {macro}, whose value is another at each compile"
+            return f"the source uses {macro}, whose value differs at each compile"
         if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
             return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
         if said.probes:
@@ -108,16 +109,16 @@ class CompileInputs(NamedTuple):
 
     @property
     def facts(self) -> Facts:
-        """What the flags say."""
+        """The meaning of the flags."""
         return facts(self.flags, self.code_type)
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
-        """Where the compiler looks for headers."""
+        """Return where the compiler searches for headers."""
         cwd = working_directory() if cwd is None else cwd
         return SearchPath.of(self.include_dirs, self.name, cwd, self.facts.bundled_headers, self.pre_includes)
 
     def spelled(self, root: tuple[str, int]) -> str:
-        """What the compiler puts before the rest of a path in this root of the search path, as it was given."""
+        """Return the prefix of paths in a root of the search path, as it was given to the compiler."""
         kind, index = root
         if kind == "I":
             return self.include_dirs[index].rstrip("/") + "/"
@@ -132,12 +133,12 @@ class CompileInputs(NamedTuple):
 
     @property
     def pre_includes(self) -> list[str]:
-        """Headers that are read before the source."""
+        """The headers that are read before the source."""
         return list(self.facts.pre_includes)
 
 
 def unkeyed_files(said: Facts) -> str | None:
-    """Why these flags can't be keyed: they name files that the compiler reads. None if they don't."""
+    """Return why these flags can't be keyed, if they name files that the compiler reads; otherwise None."""
     if not said.reads:
         return None
     return f"the option {', '.join(said.reads)} names a file, and its content isn't in the key"
@@ -153,7 +154,7 @@ def normalize(
     extra_digest: object = None,
     header_policy: HeaderPolicy = CHECK_EACH_TIME,
 ) -> CompileInputs:
-    """Check compile inputs and bring them to the form the compiler gets.
+    """Check compile inputs, and convert them to the form that the compiler gets.
 
     Returns
     -------
@@ -162,21 +163,21 @@ def normalize(
     Raises
     ------
     ValueError
-        For an unknown ``code_type`` or ``target_type``, a pair that no compiler makes, or options that don't go with
-        the input.
+        ``code_type`` or ``target_type`` is unknown, no compiler supports their combination, or an option doesn't apply
+        to the input.
     TypeError
-        For code, name expressions or ``extra_digest`` of the wrong type.
+        The code, a name expression or ``extra_digest`` has the wrong type.
     ArchError
-        If ``options.arch`` isn't set, or is virtual (``compute_90``) where machine code is asked for.
+        ``options.arch`` isn't set, or is virtual (``compute_90``) although the target is machine code.
     """
-    if code_type != "c++" or target_type not in _CPP_TARGETS:  # not spelled as most spell it
+    if code_type != "c++" or target_type not in _CPP_TARGETS:  # not the most common spelling
         code_type, target_type = _check_types(code_type, target_type)
     source = _source(code, code_type)
     if extra_digest is not None and (not isinstance(extra_digest, bytes) or not extra_digest):
         raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
     if code_type != "nvvm" and getattr(options, "extra_sources", None) is not None:
         raise ValueError(f"extra_sources is for code_type='nvvm' only; code_type={code_type!r} has no such input")
-    expressions = _expressions(name_expressions) if code_type == "c++" else ()  # no other compiler looks at them
+    expressions = _expressions(name_expressions) if code_type == "c++" else ()  # other compilers ignore them
     options = opt.with_plain_arch(options, target_type)
     flags, include_dirs, unknown_fields = opt.translate(options, code_type, target_type)
     return CompileInputs(
@@ -199,7 +200,7 @@ _CPP_TARGETS = frozenset(TARGET_TYPES["c++"])
 
 
 def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
-    """The code type and target type in lower case, if there is a compiler from one to the other."""
+    """Return the code type and the target type in lower case, if a compiler supports their combination."""
     code_type, target_type = (kind.lower() if isinstance(kind, str) else kind for kind in (code_type, target_type))
     if not isinstance(code_type, str) or code_type not in CODE_TYPES:
         raise ValueError(f"code_type: {code_type!r} is not a valid SourceCodeType. Must be {_one_of(CODE_TYPES)}")
@@ -226,7 +227,7 @@ def _source(code: object, code_type: str) -> Source:
 
 
 def _expressions(given: object) -> tuple[str | bytes, ...]:
-    """Name expressions as a tuple; they may come from an iterator, and a single one alone."""
+    """Return name expressions, given as any iterable or as a single expression, as a tuple."""
     if given is None:
         return ()
     if isinstance(given, str | bytes):
@@ -246,12 +247,12 @@ def _one_of(values: Sequence[str]) -> str:
 
 
 def debug_sources_dir() -> str:
-    """The directory in which debuggers find the sources of programs without a name."""
+    """Return the directory in which debuggers find the sources of programs without a name."""
     return os.path.join(user_cache_dir(), "cuda-progcache-sources")
 
 
 def working_directory() -> str:
-    """The working directory; empty if it is gone."""
+    """Return the working directory; empty if it no longer exists."""
     try:
         return os.getcwd()
     except FileNotFoundError:

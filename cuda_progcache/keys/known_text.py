@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The texts of a compile, and what was found out about each, remembered by content.
+"""The texts of a compile, with answers to questions about each, cached by content.
 
-One process compiles many programs over the same headers: a header is read and looked into once.
+A process may compile many programs with the same headers; each header is read and examined once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cuda_progcache.keys.quick_text import pieces
 
 _Answer = TypeVar("_Answer")
 
-#: By the digest of the text, the question, and what it is about.
+#: Answers by the digest of the text, the question, and the question's arguments.
 _answers: dict[tuple[object, ...], Any] = {}
 _MAX_ANSWERS = 65_536
 
@@ -27,13 +27,13 @@ class KnownText:
     Parameters
     ----------
     where : str
-        How a person would call it.
+        The text's name in messages.
     digest : str
-        SHA-256 (hex) of its content.
+        The SHA-256 (hex) of its content.
     path : str
-        Where it can be read, if it has to be.
+        The file from which the content is read, if needed.
     content : bytes, optional
-        If it was read already.
+        The content, if it was already read.
     """
 
     __slots__ = ("_content", "_digest", "_path", "where")
@@ -46,11 +46,14 @@ class KnownText:
 
     @classmethod
     def of(cls, where: str, content: bytes) -> KnownText:
-        """A text that is no file."""
+        """Return a text that isn't a file."""
         return cls(where, sha256(content).hexdigest(), "", content)
 
     def _ask(self, question: Callable[..., _Answer], *about: object) -> _Answer:
-        """The answer to a question about its content; OSError with the name if that has to be read, and has changed."""
+        """Return the answer to a question about the content.
+
+        Raise OSError with the text's name if the content has to be read and the file has changed.
+        """
         asked = (self._digest, question, *about)
         try:
             return cast("_Answer", _answers[asked])
@@ -68,17 +71,17 @@ class KnownText:
         return answer
 
     def ask(self, question: Callable[[bytes], _Answer]) -> _Answer:
-        """Ask one of :mod:`cuda_progcache.keys.include_text`'s questions; the answer is remembered."""
+        """Return the answer to a question of :mod:`cuda_progcache.keys.include_text`; answers are cached."""
         return self._ask(question)
 
     def mentions(self, name: bytes) -> Mentions:
-        """Where it has a name: :func:`cuda_progcache.keys.has_include.mentions`."""
+        """Return the occurrences of a name: :func:`cuda_progcache.keys.has_include.mentions`."""
         return self._ask(mentions, name)
 
     def defined(self, names: frozenset[bytes]) -> frozenset[bytes]:
-        """Those of the names that are macros which it defines."""
+        """Return the subset of ``names`` that the text defines as macros."""
         return self._ask(defined, names)
 
     def pieces(self, name: bytes | None) -> frozenset[bytes]:
-        """Words from which a name may be pasted: :func:`cuda_progcache.keys.source.pieces`."""
+        """Return the words from which ``##`` may make a name: :func:`cuda_progcache.keys.quick_text.pieces`."""
         return self._ask(pieces, name)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that a compiler forgets when the compile is over, and those that it doesn't.
+"""Lasting options: compiler options that still have an effect on later compiles of the same process.
 
-NVRTC and nvJitLink keep some of what they are told for the rest of the process: after one compile with ``--restrict``
-the pointers of every later kernel are taken as restrict, after one with ``--device-debug`` every later kernel comes
-out as other code. ``ci/lasting_options.py`` finds them, for any build: it compiles kernels with an option and others
-after it, and compares these with what a new process makes. What it found with the libraries of 12.9.86, 13.0.88 and
-13.5.37 is below; they agree, but for nvJitLink's ``-g``, which 13.5 alone doesn't forget:
+NVRTC and nvJitLink keep some options for the rest of the process. After one compile with ``--restrict``, the pointers
+of all later kernels are treated as restrict; after one with ``--device-debug``, the code of all later kernels differs.
+``ci/lasting_options.py`` finds such options for any build: it compiles kernels with an option, then others without it,
+and compares these with the output of a new process. These are its results for the libraries of 12.9.86, 13.0.88 and
+13.5.37, which agree except for nvJitLink's ``-g``, which lasts only in 13.5:
 
     NVRTC      --restrict  --optimization-info  --device-debug  --Ofast-compile=max
     nvJitLink  -O0  -g
     libNVVM    none
 
-An option that isn't below is taken for one that lasts. So an option nobody has looked at costs a process of its own,
-and never another program's code.
+An option that isn't in :data:`FORGOTTEN` is treated as lasting. So an untested option costs a separate process, but
+never changes another program's code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 from cuda_progcache.keys.flags import read_flags
 
-#: Options of each library that a later compile doesn't see.
+#: The options of each library that have no effect on later compiles.
 FORGOTTEN = {
     "nvrtc": frozenset(
         {
@@ -113,42 +113,43 @@ _FORGOTTEN = {
     library: frozenset(flag.name for name in names for flag in read_flags([name]))
     for library, names in FORGOTTEN.items()
 }
-# A precompiled header serves the process that made it, so those that use one go to where it was made.
+# A precompiled header is valid only in the process that made it, so compiles that use one run in that process.
 _PRECOMPILED = {"pch", "create-pch", "use-pch", "pch-dir"}
 
 
 def lasting(library: str, flags: Iterable[str]) -> frozenset[str]:
-    """Those of the flags that a process doesn't forget, or may not.
+    """Return the flags that last in a process, or may last.
 
     Parameters
     ----------
     library : {"nvrtc", "nvJitLink", "nvvm"}
     flags : iterable of str
-        As the library gets them.
+        The flags as the library gets them.
 
     Returns
     -------
     frozenset of str
-        A process that was given these serves jobs with the same ones alone.
+        The lasting flags. A process that was given some runs only jobs with the same lasting flags.
     """
     found = [flag for flag in read_flags(flags) if flag.name not in _FORGOTTEN[library]]
     kept = frozenset(" ".join(flag.words) for flag in found if flag.name not in _PRECOMPILED)
     return kept | {"--pch"} if any(flag.name in _PRECOMPILED for flag in found) else kept
 
 
-# The last release of NVRTC that numbers the calls in PTX ("callseq 1") on from one compile of a process to the next.
+# The last release of NVRTC that continues the numbers of calls in PTX ("callseq 1") across compiles of a process.
 _LAST_TO_NUMBER_ON = (12, 6)
 _BUILTINS = re.compile(r"libnvrtc-builtins(?:\.alt)?\.so\.(\d+)\.(\d+)")
 
 
 def tells_of_others(files: Iterable[str], target_type: str) -> bool:
-    """Whether an output of NVRTC tells how much its process had compiled before, whatever the options.
+    """Return whether NVRTC's output depends on the earlier compiles of its process, whatever the options.
 
     Parameters
     ----------
     files : iterable of str
-        Paths of NVRTC's files, of which the builtins' name has the release.
+        The paths of NVRTC's files; the name of the builtins library contains the release.
     target_type : {"ptx", "cubin", "ltoir"}
+        The type of the output.
     """
     if target_type != "ptx":
         return False

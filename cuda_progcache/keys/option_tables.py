@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which flags the fields of options become: a table for each compiler.
+"""Tables of the flags to which option fields are translated, one for each compiler.
 
-A field that is ``None`` gives no flag. The spellings and the gates, what a value has to be for its flag to be given,
-are ``cuda.core``'s; ``tests/keys/test_options.py`` compares every field with its ``as_bytes``.
+A field that is ``None`` gives no flag. The spellings, and the conditions under which a value gives a flag, are those of
+``cuda.core``; ``tests/keys/test_options.py`` compares every field with its ``as_bytes``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Flags = Iterator[str]
 
 
 def _on(flag: str) -> Callable[[Any], _Flags]:
-    """``flag`` when the value is truthy."""
+    """Emit ``flag`` if the value is truthy."""
 
     def emit(value: Any) -> _Flags:
         if value:
@@ -29,7 +29,7 @@ def _on(flag: str) -> Callable[[Any], _Flags]:
 
 
 def _exactly_true(flag: str) -> Callable[[Any], _Flags]:
-    """``flag`` when the value is ``True`` itself (nvJitLink's gate for ``no_cache``)."""
+    """Emit ``flag`` if the value is ``True`` itself (nvJitLink's condition for ``no_cache``)."""
 
     def emit(value: Any) -> _Flags:
         if value is True:
@@ -39,12 +39,12 @@ def _exactly_true(flag: str) -> Callable[[Any], _Flags]:
 
 
 def _given(flag: str) -> Callable[[Any], _Flags]:
-    """``flag`` whatever the value, ``False`` too (nvJitLink's gate for ``time``)."""
+    """Emit ``flag`` for any value, even ``False`` (nvJitLink's condition for ``time``)."""
     return lambda _: iter((flag,))
 
 
 def _boolean(flag: str, true: str = "true", false: str = "false") -> Callable[[Any], _Flags]:
-    """``flag=true`` or ``flag=false``."""
+    """Emit ``flag=true`` or ``flag=false``, by the value's truth."""
 
     def emit(value: Any) -> _Flags:
         yield f"{flag}={true if value else false}"
@@ -53,7 +53,7 @@ def _boolean(flag: str, true: str = "true", false: str = "false") -> Callable[[A
 
 
 def _value(flag: str) -> Callable[[Any], _Flags]:
-    """``flag=value`` for any value."""
+    """Emit ``flag=value`` for any value."""
 
     def emit(value: Any) -> _Flags:
         yield f"{flag}={value}"
@@ -62,7 +62,7 @@ def _value(flag: str) -> Callable[[Any], _Flags]:
 
 
 def _exactly_boolean(flag: str, true: str, false: str) -> Callable[[Any], _Flags]:
-    """``flag=true`` for ``True`` itself, ``flag=false`` for ``False`` itself, nothing for other values."""
+    """Emit ``flag=true`` for ``True`` itself, ``flag=false`` for ``False`` itself, and nothing for other values."""
 
     def emit(value: Any) -> _Flags:
         if value is True or value is False:
@@ -72,7 +72,7 @@ def _exactly_boolean(flag: str, true: str, false: str) -> Callable[[Any], _Flags
 
 
 def _each(flag: str, scalar: type = str) -> Callable[[Any], _Flags]:
-    """``flag=value``, once per element of a sequence; values of another kind are ignored, as the peer does."""
+    """Emit ``flag=value`` once per element of a sequence; other values are ignored, as ``cuda.core`` does."""
 
     def emit(value: Any) -> _Flags:
         if isinstance(value, scalar):
@@ -113,7 +113,7 @@ def _bundled_headers(value: Any) -> _Flags:
 
 
 def bundled_headers_dir() -> str:
-    """The directory into which NVRTC installs its bundled headers: the one that ``cuda.core`` uses too."""
+    """Return the directory in which NVRTC installs its bundled headers, which is also ``cuda.core``'s."""
     import os
 
     if os.name == "nt":
@@ -123,7 +123,7 @@ def bundled_headers_dir() -> str:
     return os.path.join(root, "cuda-python", "nvrtc-bundled-headers")
 
 
-# Field -> how NVRTC is told. Order is the order of the flags. A field that is None emits nothing.
+# Fields, in the order of their flags, and how each is emitted for NVRTC. A field that is None emits nothing.
 NVRTC: dict[str, Callable[[Any], _Flags]] = {
     "relocatable_device_code": _boolean("--relocatable-device-code"),
     "extensible_whole_program": _on("--extensible-whole-program"),
@@ -188,7 +188,7 @@ NVVM: dict[str, Callable[[Any], _Flags]] = {
     "numba_debug": _on("-numba-debug"),
 }
 
-# libNVVM has no such option: refused when given at all / when truthy.
+# Options that libNVVM doesn't have. They are refused if they are given at all, or if they are truthy.
 NVVM_REFUSES_GIVEN = (
     "relocatable_device_code",
     "ptxas_options",
@@ -248,10 +248,10 @@ NVJITLINK: dict[str, Callable[[Any], _Flags]] = {
     "no_cache": _exactly_true("-no-cache"),
 }
 
-# cuda.core writes "-ftz=true"; nvJitLink takes that, but its LTO step wants "-ftz=1".
+# cuda.core writes "-ftz=true". nvJitLink accepts that, but its LTO step needs "-ftz=1".
 NVJITLINK_BOOLEANS = frozenset({"-ftz", "-prec-div", "-prec-sqrt", "-fma"})
 
-# What of ProgramOptions reaches the linker when the input is PTX.
+# The fields of ProgramOptions that are passed to the linker if the input is PTX.
 PTX_TO_LINKER = (
     "arch",
     "max_register_count",
@@ -270,7 +270,7 @@ PTX_TO_LINKER = (
 
 
 def emit(table: dict[str, Callable[[Any], _Flags]], options: Any) -> list[str]:
-    """The flags of the fields that a table has, in its order."""
+    """Return the flags of the fields in a table, in the table's order."""
     given = [name for name, value in vars(options).items() if value is not None and name in table]
     if len(given) > 1:
         given = [name for name in table if name in given]

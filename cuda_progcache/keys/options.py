@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiler options, import-light, and the flags they become.
+"""Compiler options and their translation to flags, without a slow import.
 
 :class:`ProgramOptions` and :class:`LinkerOptions` have the fields, defaults and
-checks of their namesakes in :mod:`cuda.core`, without importing it (0.15-0.3 s).
-Everything that takes options takes either class; both give the same flags,
-hence the same key. The flag spellings are those of NVRTC, libNVVM and
+checks of the classes of these names in :mod:`cuda.core`, whose import takes 0.15-0.3 s.
+Every function that takes options takes either package's class. Both give the same
+flags, and so the same key. The spellings of flags are those of NVRTC, libNVVM and
 nvJitLink; ``tests/keys/test_options.py`` compares every field with
 ``cuda.core``'s ``as_bytes``.
 """
@@ -36,19 +36,19 @@ DEFAULT_NAME = "default_program"
 
 
 def as_options(given: Any, kind: type[ProgramOptions | LinkerOptions]) -> Any:
-    """Options, of what a caller gave for them: nothing, a mapping of fields, or options.
+    """Return options, given as options, as a mapping of fields, or as None for the defaults.
 
     Parameters
     ----------
     given : None, mapping or options
-        Ours or ``cuda.core``'s.
+        Options may be this package's or ``cuda.core``'s.
     kind : type
-        Which of ours they are, or stand for.
+        The class of this package to return or to which the given options correspond.
 
     Raises
     ------
     TypeError
-        It is something else, or has a field that there isn't.
+        ``given`` is something else, or has an unknown field.
     """
     if given is None:
         return kind()
@@ -62,12 +62,12 @@ def as_options(given: Any, kind: type[ProgramOptions | LinkerOptions]) -> Any:
 
 
 def with_plain_arch(options: Any, target_type: str) -> Any:
-    """Options whose architecture has no white space around it: NVRTC overlooks some, other compilers don't.
+    """Return options with no white space around the architecture; of the compilers, only NVRTC ignores some of it.
 
     Raises
     ------
     ArchError
-        There is no architecture, or it is virtual and machine code is asked for.
+        There is no architecture, or it is virtual although the target is machine code.
     """
     arch = options.arch
     plain = arch.strip() if isinstance(arch, str) else ""
@@ -82,14 +82,14 @@ def with_plain_arch(options: Any, target_type: str) -> Any:
 
 
 def nvrtc_flags(options: Any) -> list[str]:
-    """The flags NVRTC gets for ``options`` (ours or ``cuda.core``'s), ``-arch`` first."""
+    """Return NVRTC's flags for ``options`` (this package's or ``cuda.core``'s), ``-arch`` first."""
     if not _is_plain(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvrtc")]
     return _nvrtc_flags(options)
 
 
 def _is_plain(options: Any, kind: type[ProgramOptions | LinkerOptions]) -> bool:
-    """Whether options are of this class of ours, and no subclass or object has an ``as_bytes`` of its own."""
+    """Return whether options have this class's own ``as_bytes``, not overridden in a subclass or the object."""
     return getattr(type(options), "as_bytes", None) is kind.as_bytes and "as_bytes" not in vars(options)
 
 
@@ -98,12 +98,12 @@ def _nvrtc_flags(options: ProgramOptions) -> list[str]:
 
 
 def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
-    """The flags libNVVM gets for ``options``; ``-gen-lto`` is added for ``target_type="ltoir"``.
+    """Return libNVVM's flags for ``options``, with ``-gen-lto`` for ``target_type="ltoir"``.
 
     Raises
     ------
     OptionError
-        For an option that libNVVM doesn't have.
+        libNVVM doesn't have one of the options.
     """
     if not _is_plain(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvvm", target_type)]
@@ -127,8 +127,8 @@ def _nvvm_flags(options: ProgramOptions, target_type: str | None) -> list[str]:
 
 
 def linker_flags(options: Any) -> list[str]:
-    """The flags nvJitLink gets for ``options``: linker options, or program options, of which PTX input reads a part."""
-    if hasattr(options, "std"):  # program options: only these reach the linker
+    """Return nvJitLink's flags for linker options, or for program options, some of which apply to PTX input."""
+    if hasattr(options, "std"):  # program options
         flags = emit({name: NVJITLINK[name] for name in NVJITLINK if name in PTX_TO_LINKER}, options)
     elif not _is_plain(options, LinkerOptions):
         return _for_lto([flag.decode() for flag in options.as_bytes()])
@@ -138,7 +138,7 @@ def linker_flags(options: Any) -> list[str]:
 
 
 def _for_lto(flags: list[str]) -> list[str]:
-    """The flags in the spelling that nvJitLink's LTO step takes as well."""
+    """Return the flags in a spelling that nvJitLink's LTO step accepts, too."""
     split = ((flag, *flag.partition("=")) for flag in flags)
     return [
         f"{name}={_DIGITS[value]}" if name in NVJITLINK_BOOLEANS and value in _DIGITS else flag
@@ -150,12 +150,12 @@ _DIGITS = {"true": "1", "false": "0"}
 
 
 def _with_extra(flags: list[str], options: Any) -> list[str]:
-    """Flags of fields, and after them those that were given as such.
+    """Return the flags of the fields, followed by the options' ``extra_flags``.
 
     Raises
     ------
     OptionError
-        An option is given twice, with two values, or is the architecture.
+        An option is given twice with different values, or ``extra_flags`` has the architecture.
     """
     extra = getattr(options, "extra_flags", None)
     if not extra:
@@ -175,7 +175,7 @@ def _with_extra(flags: list[str], options: Any) -> list[str]:
 
 
 def unknown_fields(options: Any) -> tuple[tuple[str, str], ...]:
-    """Fields of a newer ``cuda.core`` than this version knows, with their values: keyed verbatim, never dropped."""
+    """Return the fields of a newer ``cuda.core`` that this version doesn't know. They are keyed verbatim."""
     if isinstance(options, ProgramOptions):
         return ()
     from dataclasses import fields
@@ -186,7 +186,7 @@ def unknown_fields(options: Any) -> tuple[tuple[str, str], ...]:
 
 
 class Translation(NamedTuple):
-    """What options come to: the compiler's flags, the include directories among them, fields we don't know."""
+    """The translation of options: the compiler's flags, the include directories among them, and unknown fields."""
 
     flags: tuple[str, ...]
     include_dirs: tuple[str, ...]
@@ -198,23 +198,23 @@ _MAX_TRANSLATIONS = 256
 
 
 def translate(options: Any, code_type: str, target_type: str) -> Translation:
-    """The flags for a compile of ``code_type`` to ``target_type``.
+    """Return the flags for a compile of ``code_type`` to ``target_type``.
 
-    Remembered by the values of all fields, since options are mutable and there are some fifty of them to look at:
-    marshal tells ``1`` from ``True`` and a list from a tuple, and takes what it is given as it is now. A class with an
-    ``as_bytes`` of its own is asked each time.
+    Translations are cached by the values of all fields, since options are mutable and have more than fifty fields.
+    marshal distinguishes ``1`` from ``True`` and a list from a tuple, and copies the current values. For a class with
+    its own ``as_bytes``, nothing is cached.
     """
     kind = type(options)
     if getattr(kind, "as_bytes", None) is not ProgramOptions.as_bytes and not kind.__module__.startswith("cuda.core."):
         return _translate(options, code_type, target_type)
     try:
         slot = (kind, code_type, target_type, marshal.dumps(tuple(vars(options).values()), 2))
-    except (TypeError, ValueError):  # a value of some class of the user's: no memory for that
+    except (TypeError, ValueError):  # a value of a class that can't be marshalled isn't cached
         return _translate(options, code_type, target_type)
     known = _translations.get(slot)
     if known is None:
         known = _translate(options, code_type, target_type)
-        if options.use_bundled_headers:  # where they lie, the environment says
+        if options.use_bundled_headers:  # their directory depends on the environment
             return known
         if len(_translations) >= _MAX_TRANSLATIONS:
             _translations.clear()
@@ -232,31 +232,31 @@ def _translate(options: Any, code_type: str, target_type: str) -> Translation:
     else:
         flags = nvrtc_flags(options)
         if target_type == "ltoir" and "dlink-time-opt" not in facts(tuple(flags)).names:
-            flags.append("--dlink-time-opt")  # without it NVRTC makes no LTO-IR at all
+            flags.append("--dlink-time-opt")  # without it, NVRTC makes no LTO-IR
     return Translation(tuple(flags), facts(tuple(flags), code_type).include_dirs, unknown_fields(options))
 
 
 @dataclass
 class ProgramOptions:
-    """Options of one program: the fields of :class:`cuda.core.ProgramOptions` (documented there), and one more.
+    """Options of one program: the fields of :class:`cuda.core.ProgramOptions` (documented there), and ``extra_flags``.
 
     Parameters
     ----------
     name : str
-        Name of the program: NVRTC's file name in diagnostics, and the ``ObjectCode``'s name.
+        The name of the program: NVRTC's file name in diagnostics, and the name of the ``ObjectCode``.
     arch : str, optional
-        ``"sm_90"`` (real) or ``"compute_90"`` (virtual). Without it the current device's is taken when something is
-        compiled; where there is no device, compiling raises :class:`~cuda_progcache.errors.ArchError` that lists
-        what the compiler supports.
+        ``"sm_90"`` (real) or ``"compute_90"`` (virtual). The default is the current device's architecture at the time
+        of a compile; without a device, a compile raises :class:`~cuda_progcache.errors.ArchError`, which lists the
+        architectures that the compiler supports.
     extra_flags : str or sequence of str, optional
-        Flags for the compiler that have no field here, word by word, handed on verbatim after those of the fields:
-        ``("-Werror=reorder", "--fmax-errors", "3")``. They are in the key, in their order, and mean what they mean in
-        a field: ``-I dir`` is searched for headers whose content is keyed, ``-G`` is ``debug=True``.
+        Compiler flags that have no field, as words, passed on verbatim after the flags of the fields:
+        ``("-Werror=reorder", "--fmax-errors", "3")``. They are in the key, in order, and mean the same as in a field:
+        ``-I dir`` is searched for headers, whose content is in the key, and ``-G`` is ``debug=True``.
 
     Raises
     ------
     TypeError, ValueError
-        For malformed ``extra_sources`` or ``extra_flags``.
+        ``name``, ``extra_sources`` or ``extra_flags`` is malformed.
     """
 
     name: str | None = DEFAULT_NAME
@@ -324,7 +324,7 @@ class ProgramOptions:
             _check_extra_sources(self.extra_sources)
 
     def as_bytes(self, backend: str, target_type: str | None = None) -> list[bytes]:
-        """The flags for one compiler.
+        """Return the flags for one compiler.
 
         Parameters
         ----------
@@ -340,9 +340,9 @@ class ProgramOptions:
         Raises
         ------
         ValueError
-            For another backend.
+            The backend is another one.
         OptionError
-            For an option that libNVVM doesn't have.
+            libNVVM doesn't have one of the options.
         """
         kind = backend.lower()
         if kind == "nvrtc":
@@ -357,12 +357,12 @@ class ProgramOptions:
 
 @dataclass
 class LinkerOptions:
-    """Options of one nvJitLink step: the fields of :class:`cuda.core.LinkerOptions` (documented there), and one more.
+    """Options of one link: the fields of :class:`cuda.core.LinkerOptions` (documented there), and ``extra_flags``.
 
     Parameters
     ----------
     extra_flags : str or sequence of str, optional
-        Flags for nvJitLink that have no field here, as in :class:`ProgramOptions`.
+        Flags for nvJitLink that have no field, as in :class:`ProgramOptions`.
     """
 
     name: str | None = "<default linker>"
@@ -393,12 +393,12 @@ class LinkerOptions:
         _check_extra_flags(self.extra_flags)
 
     def as_bytes(self, backend: str = "nvjitlink") -> list[bytes]:
-        """The flags for nvJitLink, spelled as ``cuda.core`` spells them.
+        """Return the flags for nvJitLink, spelled as in ``cuda.core``.
 
         Raises
         ------
         ValueError
-            For another ``backend``.
+            ``backend`` is another one.
         """
         if backend.lower() != "nvjitlink":
             raise ValueError(f"as_bytes() only supports 'nvjitlink' backend, got {backend!r}")

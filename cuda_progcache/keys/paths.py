@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which paths reach the output of a compile: that is seen in the output.
+"""The paths that reach the output of a compile, found by searching the output.
 
-NVRTC writes the path of a header into what it makes where ``__FILE__`` is expanded: the include directory as it was
-given, a slash, and the rest; the folder of the program's name for a header beside it. No working directory enters
-(measured with NVRTC 12.9 to 13.5). So one include directory that occurs in the output belongs in the key, as it was
-spelled, and all others don't: the same project in another directory is the same program.
+Where ``__FILE__`` is expanded, NVRTC writes the header's path into its output: the include directory as it was given, a
+slash, and the rest; for a header next to the source, the folder in the program's name. The working directory isn't
+written (measured with NVRTC 12.9 to 13.5). So an include directory that occurs in the output belongs in the key, as it
+was spelled, and the others don't: the same project in another directory is the same program.
 
-The compiler's log names files, too. It isn't a reason for another key: :func:`relocated` puts the paths of now in place
-of those of then.
+The compiler's log also contains paths, but these aren't in the key: :func:`relocated` replaces the old paths by the
+current ones.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey
 
 Root = tuple[str, int]
-"""The first two parts of a :data:`~cuda_progcache.keys.headers.Place`; ``NAME`` is the program's own name."""
+"""The first two parts of a :data:`~cuda_progcache.keys.headers.Place`, or ``NAME`` for the program's own name."""
 
 NAME: Root = ("N", 0)
 
-# A variable with its values in PTX: ".global .align 1 .b8 name[4] = {0, 1, 2, 3};"
+# An initialized array in PTX: ".global .align 1 .b8 name[4] = {0, 1, 2, 3};"
 _ARRAY = re.compile(rb"\.[bus](8|16|32|64)\s+[^\s=;]+\s*=\s*\{([^}]*)\}")
 _FORMATS = {b"8": "B", b"16": "<H", b"32": "<I", b"64": "<Q"}
 
@@ -41,23 +41,25 @@ _FORMATS = {b"8": "B", b"16": "<H", b"32": "<I", b"64": "<Q"}
 def reaching(
     base: BaseKey, headers: HeaderSet, trace: Trace | None, output: bytes, target_type: str
 ) -> tuple[Root, ...]:
-    """The roots whose paths a compile wrote into its output.
+    """Return the roots whose paths a compile wrote into its output.
 
     Parameters
     ----------
     base : BaseKey
-        Of the program.
+        The program's key.
     headers : HeaderSet
-        What it read, and what that says about paths.
+        The headers that the compile read, and how they use paths.
     trace : list of (int, str) or None
-        The headers as they were opened. None where that isn't known: then a root counts wherever it occurs.
+        The headers as they were opened. If None, a root counts if its spelling occurs anywhere in the output.
     output : bytes
+        The compiled output.
     target_type : {"cubin", "ptx", "ltoir"}
+        The type of the output.
 
     Returns
     -------
     tuple of Root
-        Every root where the text may fold a path into other bytes, and in LTO-IR, which can't be searched.
+        All roots if a text may turn a path into other bytes, and for LTO-IR, which can't be searched.
     """
     if headers.mentions_file == NO_PATH:
         return ()
@@ -74,7 +76,7 @@ def reaching(
         roots = (root for root in everything if inputs.spelled(root))
         outside = any(header.place[0] == "A" and is_there(header.name) for header in headers.headers)
         return (*(root for root in roots if is_there(inputs.spelled(root))), *((("A", 0),) if outside else ()))
-    if inputs.header_policy.hermetic:  # the names under which headers were in memory are all the paths that they had
+    if inputs.header_policy.hermetic:  # headers in memory have no paths but their names
         return everything if any(is_there(path) for _, path in trace) else ()
     reached = [NAME] if is_there(inputs.name) else []
     for root, paths in _by_root(base, trace).items():
@@ -87,7 +89,7 @@ def reaching(
 
 
 def _by_root(base: BaseKey, trace: Trace) -> dict[Root | None, list[str]]:
-    """The paths of a trace by the root that they are spelled with; None: none that is known."""
+    """Return the paths of a trace by the root with which they are spelled; None if the root isn't known."""
     found: dict[Root | None, list[str]] = {}
     for path in dict.fromkeys(path for _, path in trace):
         places = base.search.places(path)
@@ -97,7 +99,7 @@ def _by_root(base: BaseKey, trace: Trace) -> dict[Root | None, list[str]]:
 
 
 def _arrays(ptx: bytes) -> Iterator[bytes]:
-    """The initial values of the variables of a PTX text, as they lie in memory; an address counts as zeros."""
+    """Yield the initial values of the arrays in a PTX text, as bytes in memory; addresses become zeros."""
     for width, values in _ARRAY.findall(ptx):
         size, code = int(width) // 8, _FORMATS[width]
         numbers = [value.strip() for value in values.split(b",")]
@@ -110,7 +112,7 @@ def _arrays(ptx: bytes) -> Iterator[bytes]:
 
 
 def in_log(base: BaseKey, trace: Trace | None, log: str) -> list[list[Any]]:
-    """The files that a log names, for a record: ``[[path, [root, index, rest]], ...]``, the longest path first."""
+    """Return the files that a log names, for a record: ``[[path, [root, index, rest]], ...]``, longest path first."""
     if not log:
         return []
     inputs = base.inputs
@@ -125,15 +127,15 @@ def in_log(base: BaseKey, trace: Trace | None, log: str) -> list[list[Any]]:
 
 
 def relocated(log: str, files: Sequence[Sequence[Any]], spelled: Callable[[Root], str]) -> str:
-    """A log with the paths that its files have now.
+    """Return a log with the current paths of its files.
 
     Parameters
     ----------
     log : str
     files : sequence
-        From :func:`in_log`.
+        The result of :func:`in_log`.
     spelled : callable
-        Gives the spelling that a root has now.
+        A function that returns the current spelling of a root.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def relocated(log: str, files: Sequence[Sequence[Any]], spelled: Callable[[Root]
     """
     now = {}
     for path, (root, index, rest) in files:
-        with contextlib.suppress(IndexError):  # a folder that isn't given: made up, and the path stays
+        with contextlib.suppress(IndexError):  # a root that this compile doesn't have: the path stays
             now[path] = spelled((root, index)) + rest
     if all(path == new for path, new in now.items()):
         return log

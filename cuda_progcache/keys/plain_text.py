@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of a source or a header without what no compiler output can tell: comments, and how wide white space is.
+"""The normal form of a source or header: its text without comments and without the width of white space.
 
-Two texts with the same normal form have the same tokens on the same lines, with white space between the same tokens:
-so they agree in ``__LINE__`` and in what ``#`` makes a string of. They may differ in the column of a token and in the
-lines that a compiler's log quotes. So equal forms stand for equal output where there is no debug or line information,
-no text asks for a column (:func:`cuda_progcache.keys.include_text.asks_for_columns`), and the log is empty.
-:func:`alike` finds by that what an earlier compile read.
+Two texts with the same normal form have the same tokens on the same lines, with white space between the same tokens. So
+``__LINE__`` and the strings made by ``#`` are equal. The columns of tokens may differ, as may the lines quoted in the
+compiler's log. So equal normal forms give equal output if there is no debug or line information, no text asks for a
+column (:func:`cuda_progcache.keys.include_text.asks_for_columns`), and the log is empty. :func:`alike` uses this to
+match headers with those of an earlier compile.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from cuda_progcache.keys.headers import (
     read_file,
 )
 
-# A text with one of these is left alone: what it means depends on a dialect, or a warning tells of it.
+# A text that matches one of these has no normal form: its meaning depends on the dialect, or a warning may quote it.
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r" + bytes(range(0x80, 0x100))
 _BACKSLASH = re.compile(
-    rb"\\(?:[ \t]+\r?$"  # no splice
-    rb"|(?<=[/*R]\\)\r?$)",  # may cut the beginning or the end of a comment or a raw string
+    rb"\\(?:[ \t]+\r?$"  # not a splice
+    rb"|(?<=[/*R]\\)\r?$)",  # may split the delimiter of a comment or a raw string
     re.MULTILINE,
 )
 _TRIGRAPH = re.compile(rb"\?\?[=/'()!<>-]")
 _LINT = re.compile(rb"/[/*][ \t]*(?:NOTREACHED|ARGSUSED|VARARGS|PRINTFLIKE|SCANFLIKE|CONSTCOND|FALL)")
 _ODD_NAME = re.compile(rb"include[ \t(]*<[^>\n]*(?:  |[\t'\"]|//|/\*)[^>\n]*>")
 _RIGHT_TO_LEFT = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa6-\xa9])")
-# Comments, strings and character literals. Each begins with a literal character: so the next is found ten times faster.
+# Comments, strings and character literals. A literal character at the start of each makes the search ten times faster.
 _LEXEME = re.compile(
     rb"//(?P<line>)[^\n]*+"
     rb"|/\*(?P<block>[^*/]*+(?:\*(?!/)[^*/]*+|/(?!\*)[^*/]*+)*+\*/)"
     rb'|"(?P<raw>(?:(?<=[^\w]R")|(?<=[^\w][LUu]R")|(?<=[^\w]u8R"))([^()\\\s"]{0,16})\(.*?\)\4")'
     rb'|"(?P<string>[^"\\\n]*+(?:\\(?:\r?\n|.)[^"\\\n]*+)*+")'
-    # A quote between digits parts them.
+    # A quote between digits separates them.
     rb"|'(?P<quote>(?:(?<=[0-9]')|(?<=[0-9A-Fa-f][A-Fa-f]')|(?<=[xX'][A-Fa-f]'))(?<!\Wu8')(?=\w)"
     rb"|[^'\\\n]*+(?:\\.[^'\\\n]*+)*+')"
-    rb"|/\*|\"|'",  # without an end, or a comment that begins within another
+    rb"|/\*|\"|'",  # unclosed, or a comment that begins inside another
     re.DOTALL,
 )
 _BLANKS = re.compile(rb"  +")
@@ -55,7 +55,7 @@ _SPLICE = b"\\\x06"
 
 
 class _UnusualError(Exception):
-    """Such a text is left alone."""
+    """A text has no normal form."""
 
 
 def _without_comment(found: re.Match[bytes]) -> bytes:
@@ -68,7 +68,7 @@ def _without_comment(found: re.Match[bytes]) -> bytes:
         return _LINE_OF_COMMENT * text.count(b"\n") or b" "
     if kind is None:
         raise _UnusualError
-    if kind != "raw" and b"\n" in text and b"\\\\" in text:  # which backslash it is that joins the lines takes care
+    if kind != "raw" and b"\n" in text and b"\\\\" in text:  # it isn't obvious which backslash joins the lines
         raise _UnusualError
     return text.translate(_HIDE) if b"  " in text or b"\t" in text or b"\n" in text else text
 
@@ -84,28 +84,27 @@ def _is_unusual(text: bytes) -> bool:
         text.decode()
     except UnicodeDecodeError:  # NVRTC stops reading there
         return True
-    return _RIGHT_TO_LEFT.search(text) is not None  # a compiler may warn of it
+    return _RIGHT_TO_LEFT.search(text) is not None  # a compiler may warn about it
 
 
 def normalized(text: bytes) -> bytes | None:
-    """The normal form of a text, where edits of comments and white space disappear.
+    """Return the normal form of a text, which edits of comments and white space don't change.
 
     Parameters
     ----------
     text : bytes
-        C++, UTF-8.
+        C++ text in UTF-8.
 
     Returns
     -------
     bytes or None
-        Each line without its comments, with one blank where there is any white space between two tokens, and none at
-        either end. A comment that runs over lines leaves a mark for each, so that lines keep their numbers. String
-        and character literals are as they were, and so are line splices. None where something unusual would make this
-        unsafe: compare the text itself, then.
+        The lines without comments, with one blank for any white space between two tokens, and none at either end. A
+        comment of several lines leaves a mark for each, so that line numbers stay. String and character literals and
+        line splices are unchanged. None if something unusual would make this unsafe; then compare the text itself.
 
     Notes
     -----
-    The form is for comparing, by a digest; it isn't C++.
+    The form is only for comparison, by its digest; it isn't C++.
     """
     if _is_unusual(text):
         return None
@@ -128,18 +127,18 @@ _MAX_DIGESTS = 8192
 
 
 def plain_digest(digest: str, text: bytes) -> str:
-    """The digest of a text's normal form, remembered by the digest of the text.
+    """Return the digest of a text's normal form, cached by the digest of the text.
 
     Parameters
     ----------
     digest : str
-        SHA-256 (hex) of the text.
+        The SHA-256 (hex) of the text.
     text : bytes
 
     Returns
     -------
     str
-        64 hex digits; ``digest`` itself where the text has no normal form.
+        64 hex digits; ``digest`` itself if the text has no normal form.
     """
     plain = _digests.get(digest)
     if plain is None:
@@ -152,9 +151,9 @@ def plain_digest(digest: str, text: bytes) -> str:
 
 
 def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
-    """The set that a compile now would read, if its texts have the normal forms of this set's.
+    """Return the set that a compile would read now, if its texts have the same normal forms as this set's.
 
-    Then it gives the same output, as far as comments and white space can't be seen there.
+    The compile then gives the same output, provided that comments and white space don't show there. None if not.
     """
     if len(headers.plain) != len(headers.headers):
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quick searches in a text for words that matter to a key. Comments and strings count, so nothing is overlooked.
+"""Fast searches in a text for words that matter to a key. They include comments and strings, so nothing is overlooked.
 
-Most texts are done with here; :mod:`~cuda_progcache.keys.include_text` reads the others closely.
+They suffice for most texts; :mod:`~cuda_progcache.keys.include_text` parses the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 _CONTINUED = rb"(?:\\|\?\?/)[ \t\v\f]*\r?\n"
 _CUTS_A_WORD = rb"\\[ \t\v\f]*\r?\n\w"
-# Names that a macro may paste together from pieces, to be read as the whole.
+# Names that a macro may make from pieces with ##.
 _WATCHED = (
     b"__has_include", b"__has_include_next", b"__TIME__", b"__DATE__", b"__TIMESTAMP__", b"__FILE__", b"__BASE_FILE__",
     b"__builtin_FILE", b"__builtin_COLUMN",
@@ -18,15 +18,14 @@ _WATCHED = (
 _WATCHED_TEXT = b" ".join(_WATCHED)
 _MOST_PIECES = 4
 _WORDS = bytes(c if chr(c).isalnum() or c == ord("_") or c > 127 else ord(" ") for c in range(256))
-# What gives the path of the file that it stands in, or is called from.
+# Parts of the names that expand to the path of their own file or of the calling file.
 _FILE_NAMES = (b"_FILE", b"assert", b"source_location")
 
 
 def may_include(code: bytes) -> bool:
-    """Whether this source can read any header at all, or test for one: a superset, since comments and strings count.
+    """Return whether a source may read a header or test for one: a superset, since comments and strings count.
 
-    For an ``#include`` it looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next
-    one, it may.
+    ``#include`` is searched for only in lines with a ``#`` or its digraph; a continued line counts, too.
     """
     if b"#" not in code and b"%" not in code and b"?" not in code:
         return False
@@ -36,7 +35,7 @@ def may_include(code: bytes) -> bool:
         if _may_be_include(code[at:end] if end >= 0 else code[at:]):
             return True
         at = code.find(b"#", end) if end >= 0 else -1
-    at = code.find(b"%")  # one character at a time is a memchr, thirty times as fast as a search for two
+    at = code.find(b"%")  # a search for one character is a memchr, thirty times as fast as a search for two
     while at >= 0:
         if code.startswith((b"%:", b"%\\"), at):
             end = code.find(b"\n", at)
@@ -53,23 +52,23 @@ def _may_be_include(line: bytes) -> bool:
 
 
 def may_paste(code: bytes) -> bool:
-    """Whether this text may have a ``##``: a superset."""
+    """Return whether a text may have a ``##``: a superset."""
     if b"#" not in code and b"%" not in code and b"?" not in code:
         return False
     return any(paste in code for paste in (b"##", b"#\\", b"%:%", b"%:\\", b"??=??="))
 
 
 def pieces(code: bytes, name: bytes | None = None) -> frozenset[bytes]:
-    """The words of a text that are parts of a watched name, or of ``name``."""
+    """Return the words of a text that are parts of a watched name, or of ``name`` if given."""
     whole = _WATCHED_TEXT if name is None else name
     words = set(whole_words(code).translate(_WORDS).split())
     return frozenset(word for word in words if word in whole and word != name and word not in _WATCHED)
 
 
 def can_paste(name: bytes, found: Iterable[bytes]) -> bool:
-    """Whether a name is made of such pieces: of four at most, and of few for a short name.
+    """Return whether a name can be made of these pieces: of at most four, and of fewer if the name is short.
 
-    With any number, a program with a ``_`` and some variables of one letter could make any name.
+    With more pieces, a program with a ``_`` and some one-letter variables could make any name.
     """
 
     def from_(start: int, left: int) -> bool:
@@ -83,16 +82,16 @@ def can_paste(name: bytes, found: Iterable[bytes]) -> bool:
 
 
 def joined(code: bytes) -> bytes:
-    """A text with its continued lines joined."""
+    """Return a text with its continued lines joined."""
     if b"\\" not in code and b"??/" not in code:
         return code
-    import re  # most hits have no use for it
+    import re  # here, since most hits don't need it
 
     return re.sub(_CONTINUED, b"", code)
 
 
 def whole_words(code: bytes) -> bytes:
-    """A text in which no word is cut in two by the end of a continued line."""
+    """Return a text in which no word is split by a line continuation."""
     if b"?" in code and b"??/" in code:
         return joined(code)
     if b"\\" not in code:
@@ -103,13 +102,13 @@ def whole_words(code: bytes) -> bytes:
 
 
 def mentions_file(code: bytes) -> bool:
-    """Whether the path of a file may come out of it (of :func:`whole_words`)."""
+    """Return whether a text (from :func:`whole_words`) may expand to the path of a file."""
     return any(name in code for name in _FILE_NAMES)
 
 
 def time_macro(code: str | bytes) -> str | None:
-    """The date or time macro in a text of :func:`whole_words`: with it each compile gives another output."""
-    # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same text.
+    """Return the date or time macro in a text (from :func:`whole_words`), which makes each compile's output differ."""
+    # Search for letters first: that is a memchr. A search for eight characters takes as long as the text's SHA-256.
     if isinstance(code, str):
         if "T" not in code or "E" not in code:
             return None

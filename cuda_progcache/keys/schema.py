@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What identifies a compile: an ordered list of named components, and the SHA-256 over them.
+"""The key of a compile: an ordered list of labelled components, and the SHA-256 over them.
 
 Each component is hashed as its label, the payload's length in 8 bytes (big
 endian) and the payload, so that no two lists of components give the same
-stream. ``schema`` comes first: a change in what is keyed, or how, bumps it, and
-``tests/keys/test_golden_keys.py`` sees to it that this is deliberate.
+stream. ``schema`` comes first. Any change in what is keyed, or how, increments
+it; ``tests/keys/test_golden_keys.py`` ensures that such a change is deliberate.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SCHEMA = "4"
 
 
 class Component(NamedTuple):
-    """One thing that decides what comes out of a compile."""
+    """One of the inputs that determine a compile's output."""
 
     label: str
     payload: bytes
 
     @property
     def printable(self) -> str:
-        """The payload as text; a long or binary one as its length and digest."""
+        """The payload as text: hex if it is binary, or its length and digest if it is long."""
         if len(self.payload) <= 400:
             try:
                 return self.payload.decode().replace("\0", " ")
@@ -48,7 +48,7 @@ class Component(NamedTuple):
 
 
 def digest(components: Sequence[Component]) -> bytes:
-    """SHA-256 over labelled, length-prefixed components (32 bytes)."""
+    """Return the SHA-256 over labelled, length-prefixed components (32 bytes)."""
     return sha256(_stream(components)).digest()
 
 
@@ -61,18 +61,18 @@ def _hashed(label: str, payload: bytes) -> bytes:
 
 
 class ProgramKey:
-    """A key with everything that went into it.
+    """A key with its components.
 
     Parameters
     ----------
     digest : bytes
         The key itself, 32 bytes.
     components : iterable of Component, or callable
-        In hashing order; or what gives them, which a hit has no use for.
+        The components in hashing order, or a function that returns them, since a hit doesn't need them.
     headers : HeaderSet
-        The headers among them.
+        The headers among the components.
     toolchain : tuple of ToolFile
-        The compiler files among them.
+        The compiler files among the components.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ProgramKey:
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """What was hashed, in that order."""
+        """The components in the order in which they were hashed."""
         found = self._components
         if not isinstance(found, tuple):
             found = self._components = tuple(found() if callable(found) else found)
@@ -105,11 +105,11 @@ class ProgramKey:
         return f"<ProgramKey {self.digest.hex()}>"
 
     def printable(self) -> list[list[str]]:
-        """``[[label, text], ...]`` for records and people."""
+        """Return ``[[label, text], ...]`` for records and for display."""
         return [[c.label, c.printable] for c in self.components]
 
     def explain(self, other: ProgramKey) -> list[str]:
-        """What differs from another key, a sentence each; empty if the keys are equal."""
+        """Return one sentence per difference from another key; an empty list if the keys are equal."""
         from cuda_progcache.keys.explain import explain
 
         mine, theirs = ({h.name: h.digest for h in key.headers.headers} for key in (self, other))
@@ -117,13 +117,13 @@ class ProgramKey:
 
 
 class BaseKey:
-    """All of a key but the headers: what can be known without asking the compiler.
+    """All components of a key except the headers: those that are known without running the compiler.
 
     Attributes
     ----------
     inputs : CompileInputs
     plain : bytes
-        Digest of the components: the key, where there are no headers and no path reaches the output.
+        The digest of these components. It is the key if there are no headers and no path reaches the output.
     toolchain : tuple of ToolFile
     """
 
@@ -135,7 +135,7 @@ class BaseKey:
         self.plain = self._state.digest()
 
     def _after(self, label: str, source: bytes) -> _Hash:
-        """The state of the hash after the source."""
+        """Return the state of the hash after the source."""
         state = self._recipe.state.copy()
         state.update(_hashed(label, source))
         return state
@@ -146,16 +146,16 @@ class BaseKey:
 
     @kept_property
     def search(self) -> SearchPath:
-        """Where the compiler looks for headers."""
+        """Where the compiler searches for headers."""
         return self.inputs.search_path(self.cwd)
 
     @kept_property
     def cwd(self) -> str:
-        """The working directory when it was first asked for; empty if it is gone."""
+        """The working directory at the first access of this property; empty if it no longer exists."""
         return working_directory()
 
     def cwd_trouble(self) -> str | None:
-        """Why what was compiled may not belong to the working directory that is in its key, if so."""
+        """Return why the output may not belong to the working directory in the key; None if it does."""
         inputs = self.inputs
         if not inputs.reads_headers and not self._paths_reach(inputs.target_type):
             return None
@@ -166,7 +166,7 @@ class BaseKey:
         return "the working directory was changed while it was being compiled"
 
     def _digest(self, more: Sequence[Component], source: str = "") -> bytes:
-        """Of these components after our own, or after those of another source."""
+        """Return the digest of the key's own components, or those with another source, followed by ``more``."""
         if not more and not source:
             return self.plain
         state = self._after("code", source.encode()) if source else self._state.copy()
@@ -175,7 +175,7 @@ class BaseKey:
 
     @kept_property
     def manifest_id(self) -> str:
-        """Names the header manifest (hex): the same for the same source, options and compiler, wherever they lie."""
+        """The header manifest's name (hex): the same for equal source, options and compiler, in any directory."""
         return self._digest((self._roots,)).hex()
 
     @property
@@ -184,7 +184,7 @@ class BaseKey:
 
     @kept_property
     def plain_id(self) -> str:
-        """As :attr:`manifest_id`, but the same for all sources of one normal form."""
+        """Like :attr:`manifest_id`, but the same for all sources of one normal form."""
         from cuda_progcache.keys.plain_text import plain_digest
 
         code = self.inputs.code
@@ -194,17 +194,17 @@ class BaseKey:
 
     @property
     def shows_text(self) -> bool:
-        """Whether comments and white space of the texts may be seen in the output, by columns or in a debugger."""
+        """Whether comments and white space may show in the output, through columns or in a debugger."""
         said = self.inputs.facts
         return self.inputs.code_type != "c++" or said.debug or said.lineinfo
 
     @property
     def flight(self) -> str:
-        """Names one compile while it is under way (hex): equal only where the same bytes come out, headers included."""
+        """The name of a compile in progress (hex): equal only if two compiles read the same headers and paths."""
         return self._digest(self._paths()).hex()
 
     def _paths(self) -> list[Component]:
-        """The working directory, and every path as it was given."""
+        """Return the components of the working directory and of every path, as it was given."""
         where = [Component("cwd", os.fsencode(self.cwd))]
         if (name := _name_of_cwd(self.cwd)) is not None:
             where.append(Component("pwd", os.fsencode(name)))
@@ -215,7 +215,7 @@ class BaseKey:
         return where + [Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs]
 
     def _spelled(self, roots: Iterable[tuple[str, int]]) -> list[Component]:
-        """These roots, as far as they have a spelling."""
+        """Return the components of those roots that have a spelling."""
         spelled = ((kind, index, self.inputs.spelled((kind, index))) for kind, index in sorted(roots))
         return [
             Component(_ROOTS[kind], os.fsencode(f"{index} {text}" if kind in "IP" else text))
@@ -224,15 +224,15 @@ class BaseKey:
         ]
 
     def with_headers(self, headers: HeaderSet, *, output: str | None = None) -> ProgramKey:
-        """The key, given what the compiler reads.
+        """Return the key for the headers that the compiler reads.
 
         Parameters
         ----------
         headers : HeaderSet
-            What a compile would read now.
+            The headers that a compile would read now.
         output : str, optional
-            The target type that is kept in the end, where that isn't this compile's own: LTO-IR that is only linked
-            into a cubin doesn't take its working directory there.
+            The target type that is finally kept, if it isn't this compile's own: the working directory in LTO-IR
+            doesn't reach a cubin that is linked from it.
         """
         more = self._more(headers, output or self.inputs.target_type)
         source = headers.source.encode() or self.inputs.source.identity
@@ -240,7 +240,7 @@ class BaseKey:
         return ProgramKey(digest, lambda: chain(self._components(source), more), headers, self.toolchain)
 
     def digest(self, headers: HeaderSet) -> bytes:
-        """The digest of :meth:`with_headers`, alone."""
+        """Return only the digest of :meth:`with_headers`."""
         return self._digest(self._more(headers, self.inputs.target_type), headers.source)
 
     def _more(self, headers: HeaderSet, output: str) -> list[Component]:
@@ -260,32 +260,32 @@ class BaseKey:
             outside = (header.name for header in headers.headers if header.place[0] == "A")
             more += [Component("path", os.fsencode(path)) for path in outside]
         if hermetic and (everywhere or reached):
-            more.append(Component("hermetic", b""))  # headers from memory have their names for paths
+            more.append(Component("hermetic", b""))  # the paths of headers from memory are their names
         if not headers.headers and not everywhere and "/" in inputs.name and inputs.source.mentions_file:
             more.append(Component("name_path", os.fsencode(inputs.name)))
         return more
 
     def _paths_reach(self, output: str) -> bool:
-        """Whether the working directory and all paths are in what comes out, whatever the headers say."""
+        """Return whether the working directory and all paths reach the output, whatever the headers are."""
         if self.inputs.code_type != "c++":
             return False
         said = self.inputs.facts
         return output == "ltoir" or said.debug or said.lineinfo or said.mention_file
 
 
-# The label of a root's component.
+# Labels of the components of roots.
 _ROOTS = {"I": "include_path", "B": "bundled_headers", "P": "pre_include", "S": "source_folder", "N": "name_path"}
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
-    """Key everything but the headers.
+    """Return the part of the key that doesn't depend on headers.
 
     Raises
     ------
     UncacheableError
-        (a ``ValueError``) for options that a hit couldn't honour; the message says why.
+        An option has an effect that a hit wouldn't have; the message says which. (It is a ``ValueError``.)
     ToolchainError
-        If the compiler isn't installed.
+        The compiler isn't installed.
     """
     libdevice = False
     extra_sources: tuple[tuple[str, bytes], ...] = ()
@@ -301,7 +301,7 @@ def base_key(inputs: CompileInputs) -> BaseKey:
 
 
 def _name_of_cwd(cwd: str) -> str | None:
-    """``$PWD``, where it is another name of the working directory (through a link): NVRTC writes that one, then."""
+    """Return ``$PWD`` if it is another name of the working directory (through a link), since NVRTC then writes it."""
     name = os.environ.get("PWD")
     if name is None or name == cwd:
         return None
@@ -312,14 +312,14 @@ def _name_of_cwd(cwd: str) -> str | None:
 
 
 class _Recipe(NamedTuple):
-    """The components of a key that come before its source, and the state of a hash that has taken them."""
+    """The components of a key before its source, and the state of the hash after them."""
 
     components: tuple[Component, ...]
     state: _Hash
 
 
 def refuse_side_effects(flags: tuple[str, ...], code_type: str) -> None:
-    """Raise UncacheableError for options that write a file: a hit would leave it out."""
+    """Raise UncacheableError for options that write a file, since a hit wouldn't write it."""
     if found := facts(flags, code_type).writes:
         raise UncacheableError(
             f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, "
@@ -337,7 +337,7 @@ def _recipe(
     tools: tuple[ToolFile, ...],
     variables: tuple[str, ...],
 ) -> _Recipe:
-    """Remembered: many sources are compiled with the same options."""
+    """Return the recipe of a compile; cached, since many sources are compiled with the same options."""
     code_type, target_type = types
     name_expressions, extra_digest, unknown_fields = rest
     refuse_side_effects(flags, code_type)

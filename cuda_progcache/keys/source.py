@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source, and what its text alone tells: whether it may read headers, and whether it names the date or time.
+"""A source, and the facts that its text alone gives: whether it may read headers or use the date, time or its path.
 
-A program is asked for again and again, mostly as the same object; what was found out about it is remembered. Small
-texts are remembered by content, large ones by identity, since hashing 200 kB for a dictionary takes half as long
-as its SHA-256.
+Programs are often looked up repeatedly, mostly with the same object, so the facts are cached: for small texts by
+content, for large ones by object identity, since hashing 200 kB for a dictionary takes half as long as its SHA-256.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from cuda_progcache.keys.quick_text import (
 )
 
 _LARGE = 16_384  # characters
-_MAX_LARGE = 2  # more would keep so much memory in use that each new text costs the page faults of fresh memory
+_MAX_LARGE = 2  # with more, so much memory stays in use that each new text costs page faults
 
 
 class Source:
-    """A source, and what its text alone says; the costly questions are answered when they are asked.
+    """A source, and facts about its text; costly ones are computed when they are first used.
 
     Attributes
     ----------
     text : str or bytes
-        As it was given.
+        The source as it was given.
     identity : bytes
         Its length and SHA-256.
     may_include : bool
-        Whether it can read a header.
+        Whether it may read a header.
     """
 
     __slots__ = ("_may_paste", "_mentions_file", "_time_macro", "identity", "may_include", "text")
@@ -46,17 +45,17 @@ class Source:
         self.identity = f"{len(code)} bytes, sha256:{sha256(code).hexdigest()}".encode()
         self.may_include = may_include(code)
         self._may_paste = may_paste(code)
-        self._time_macro: str | None = None  # "" is none; None: not looked for yet
+        self._time_macro: str | None = None  # "" if there is none, None if not searched for yet
         self._mentions_file: bool | None = None
 
     @property
     def code(self) -> bytes:
-        """What the compiler reads; made anew each time, since a hit has no use for it."""
+        """The source as bytes; encoded at each call, since a hit doesn't need it."""
         return self.text.encode() if isinstance(self.text, str) else self.text
 
     @property
     def time_macro(self) -> str | None:
-        """The date or time macro in it, if there is one; with it each compile gives another output."""
+        """The date or time macro in the source, if any; it makes the output differ at each compile."""
         if self._time_macro is None:
             self._time_macro = self._find_time_macro() or ""
         return self._time_macro or None
@@ -65,7 +64,7 @@ class Source:
         uncut = isinstance(self.text, str) and "\\" not in self.text and "?" not in self.text
         if time_macro(self.text if uncut else whole_words(self.code)) is None and not self._pastes_a_time_macro():
             return None
-        from cuda_progcache.keys import include_text  # most sources aren't read so closely
+        from cuda_progcache.keys import include_text  # here, since most sources don't need to be parsed
 
         return include_text.time_macro(self.code)
 
@@ -77,7 +76,7 @@ class Source:
 
     @property
     def mentions_file(self) -> bool:
-        """Whether it has ``__FILE__`` or its like, which in a header that expands it is a path."""
+        """Whether the source has ``__FILE__`` or a similar name, which may expand to a path."""
         if self._mentions_file is None:
             self._mentions_file = mentions_file(whole_words(self.code))
         return self._mentions_file
@@ -88,7 +87,7 @@ _large: dict[int, Source] = {}  # by the id of the text, which the Source keeps 
 
 
 def read_source(text: str | bytes) -> Source:
-    """The source of a text; the same object for the same text, as long as it is remembered."""
+    """Return the source of a text, from the cache if the text is known."""
     if len(text) < _LARGE:
         return _read_small(text)
     known = _large.get(id(text))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of a compiler's file, for people: its build is what a key has (:mod:`~cuda_progcache.keys.toolchain`).
+"""Versions of compiler files, for display. Keys have builds instead (:mod:`~cuda_progcache.keys.toolchain`).
 
-No library is loaded or read for it. A wheel that brought the file says it, if its ``RECORD`` has the file with the size
-that it has now (one that was exchanged by hand has another); else the file's own name, as a toolkit installs it
-(``libnvrtc.so.13.5.37``).
+No library is loaded or read. The version is that of the wheel that installed the file, if the wheel's ``RECORD`` lists
+the file with its current size (a file replaced by hand has another size). Otherwise it is taken from the file's name in
+a toolkit (``libnvrtc.so.13.5.37``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IN_NAME = re.compile(r"\.so\.(\d+(?:\.\d+)+)$")
 
 
 def version_of(path: str) -> str | None:
-    """The version of a compiler's file, such as ``13.5.37``; None where nothing says it."""
+    """Return the version of a compiler file, such as ``13.5.37``; None if it isn't known."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def _of_wheel(path: str, size: int) -> str | None:
     while folder != os.path.dirname(folder):
         folder, last = os.path.split(folder)
         tail = f"{last}/{tail}"
-        if last != "nvidia":  # where NVIDIA's wheels put everything
+        if last != "nvidia":  # NVIDIA's wheels install everything in this folder
             continue
         try:
             wheels = [name for name in os.listdir(folder) if name.startswith("nvidia") and name.endswith(".dist-info")]
@@ -61,7 +61,7 @@ def _brought(record: str, name: str, size: int) -> bool:
 
 
 def as_recorded(tools: Iterable[ToolFile]) -> list[dict[str, str]]:
-    """A toolchain as records have it: ``[{"name", "digest", "version"}]``; the version where it is known."""
+    """Return a toolchain as stored in records: ``[{"name", "digest", "version"}]``, with the version if it is known."""
     found = []
     for tool in tools:
         version = version_of(tool.path) if tool.path else None
@@ -70,12 +70,12 @@ def as_recorded(tools: Iterable[ToolFile]) -> list[dict[str, str]]:
 
 
 def difference(now: list[str], before: list[str]) -> str:
-    """Two builds of a tool apart: by version where that tells them apart, else by build.
+    """Return the difference of a tool's builds: their versions if these differ, otherwise the full names.
 
     Parameters
     ----------
     now, before : list of str
-        As :func:`named` gives them.
+        Names of builds, from :func:`named`.
     """
     shorter = [list(dict.fromkeys(name.partition(" ")[0] for name in names)) for names in (before, now)]
     told = shorter if shorter[0] != shorter[1] and all("." in name for names in shorter for name in names) else None
@@ -84,6 +84,6 @@ def difference(now: list[str], before: list[str]) -> str:
 
 
 def named(identity: str, version: str | None) -> str:
-    """A build for people: ``13.5.37 (build feebac3bea34)``, or the build alone."""
+    """Return a build's name for display: ``13.5.37 (build feebac3bea34)``, or only the build."""
     build = next((part for part in identity.split(":")[1:] if part), identity)[:12]
     return f"{version} (build {build})" if version else f"build {build}"

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which compiler will run, by the content of its files.
+"""The compiler that will run, identified by the content of its files.
 
-A version number doesn't identify a compiler: two NVRTC patch releases both say
-"13.4" and produce different binaries. The identity used here is the GNU build
-id that the linker stored in the shared library (a note of type
-``NT_GNU_BUILD_ID`` in a ``PT_NOTE`` segment, see ``elf(5)``) with the file's
-size, or the SHA-256 of the whole file where there is none. Reading it takes
-some 40 us and doesn't load the library; it is remembered per file by stat.
+A version number doesn't identify a compiler: two patch releases of NVRTC both
+report "13.4" and produce different binaries. The identity is the GNU build id
+in the shared library (a note of type ``NT_GNU_BUILD_ID`` in a ``PT_NOTE``
+segment, see ``elf(5)``) together with the file's size, or the SHA-256 of the
+whole file if it has no build id. Reading a build id takes about 40 us and
+doesn't load the library. Identities are cached per file, by stat.
 
-Where the library lies, a variable may say (``CUDA_PROGCACHE_NVRTC`` and its
-like: the path of the file). Else it is looked for as ``cuda.pathfinder`` does:
-in the wheels in site-packages, then in conda, then by the system's loader. What
-this process has loaded doesn't count: the compilers run in processes of their
-own, and a program's key doesn't depend on who imported what before.
+An environment variable may give the path of a library (``CUDA_PROGCACHE_NVRTC``,
+``CUDA_PROGCACHE_NVJITLINK``, ``CUDA_PROGCACHE_NVVM``). Otherwise the library is
+searched for as in ``cuda.pathfinder``: in the wheels in site-packages, in conda,
+then by the system's loader. Libraries that are loaded in the current process
+don't count: compilers run in processes of their own, and a program's key doesn't
+depend on what was imported before.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class ToolFile(NamedTuple):
-    """One file of a compiler: ``name`` as the key shows it, absolute ``path``, ``identity`` of its content."""
+    """One file of a compiler: its ``name`` in the key, its absolute ``path``, and the ``identity`` of its content."""
 
     name: str
     path: str
@@ -42,7 +43,7 @@ class ToolFile(NamedTuple):
 
 
 class NotInstalledError(ToolchainError):
-    """A compiler isn't there at all; what it made elsewhere can be used all the same (:class:`standing_in`)."""
+    """A compiler isn't installed. Programs that it compiled elsewhere can still be used (:class:`standing_in`)."""
 
 
 class _Library(NamedTuple):
@@ -51,7 +52,7 @@ class _Library(NamedTuple):
     wheel: str
 
 
-# Sonames and wheel folders as in cuda.pathfinder's descriptor catalog (Linux part).
+# Sonames and wheel folders, as in the Linux part of cuda.pathfinder's descriptor catalog.
 _LIBRARIES = {
     "nvrtc": _Library(
         ("libnvrtc.so.13", "libnvrtc.so.12"), ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"), "nvidia-cuda-nvrtc"
@@ -62,7 +63,7 @@ _LIBRARIES = {
     "nvvm": _Library(("libnvvm.so.4", "libnvvm.so"), ("nvidia/cu13/lib", "nvidia/cuda_nvcc/nvvm/lib64"), "nvidia-nvvm"),
 }
 _LIBDEVICE_DIRS = ("nvidia/cu13/nvvm/libdevice", "nvidia/cuda_nvcc/nvvm/libdevice")
-#: Wheel folders, a header that is there, and the name by which ``cuda.pathfinder`` knows them.
+#: For each set of headers: its folders in wheels, a header in them, and its name in ``cuda.pathfinder``.
 _HEADER_DIRS = {
     "cuda": (("nvidia/cu13/include", "nvidia/cuda_runtime/include"), "cuda_fp16.h", "cudart"),
     "cccl": (("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include"), "cub/version.cuh", "cccl"),
@@ -73,13 +74,15 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _PT_NOTE = 4
 _NT_GNU_BUILD_ID = 3
 
-# The library itself is looked at each time. What comes with it (NVRTC's builtins, libdevice) is replaced with it, save
-# by hand: seconds after which that is noticed by a lookup; before something is stored, all are looked at.
+# Each lookup checks the stat of the library itself. The files beside it (NVRTC's builtins, libdevice) are usually
+# replaced together with it, so lookups check them only after this interval in seconds. Before a program is stored, all
+# files are checked.
 _LOOK_INTERVAL = 0.1
 
-#: Variables that the compilers read and that show in what they make, and what each says: of all that libnvrtc, libnvvm
-#: and libnvJitLink of 12.9.86, 13.0.88 and 13.5.37 ask for, by ``ci/compiler_environment.py``. One more shows,
-#: ``NVJITLINK_TRACE_MESSAGES``, in logs alone; it isn't handed on to the compilers, and nor are the rest.
+#: Environment variables that affect the output of the compilers, and their meanings. ``ci/compiler_environment.py``
+#: found them among all variables that libnvrtc, libnvvm and libnvJitLink of 12.9.86, 13.0.88 and 13.5.37 read. One
+#: more, ``NVJITLINK_TRACE_MESSAGES``, affects only logs. Neither it nor the other variables that the libraries read are
+#: passed on to the compilers.
 VARIABLES = {
     "NV_NVVM_VERSION": "the IR dialect they work in",
     "LIBNVVM_NVVM_VERSION": "the IR dialect they work in",
@@ -87,7 +90,7 @@ VARIABLES = {
     "LLVM_OVERRIDE_PRODUCER": "the producer that LTO-IR names",
     "FINALIZER_USE_LEGACY_ELF_BUILDER": "how a cubin is laid out (13.5)",
 }
-# To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns.
+# Testing for a variable that isn't set takes 1 us with os.environ, and 30 ns with its underlying dictionary.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 
 
@@ -105,7 +108,7 @@ _Stamp = tuple[int, int, int, int]
 
 
 class _Known:
-    """What :func:`toolchain` found, and when the files beside the library were last looked at."""
+    """A result of :func:`toolchain`, and when the files beside the library were last checked."""
 
     def __init__(self, tools: tuple[ToolFile, ...], stamps: tuple[_Stamp, ...]) -> None:
         self.tools = tools
@@ -114,7 +117,7 @@ class _Known:
         self.looked = time.monotonic()
 
     def holds(self, *, thorough: bool) -> bool:
-        """Whether the files are still those (OSError where one is gone)."""
+        """Return whether the files are unchanged; raise OSError if one no longer exists."""
         st = os.stat(self.library)
         if (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) != self.stamps[0]:
             return False
@@ -130,7 +133,7 @@ _located: dict[str, str] = {}
 
 
 def package_dirs() -> list[str]:
-    """Site-packages directories, in the order in which ``cuda.pathfinder`` searches them."""
+    """Return the site-packages directories, in the order in which ``cuda.pathfinder`` searches them."""
     dirs = list(site.getsitepackages())
     if site.ENABLE_USER_SITE and (user := site.getusersitepackages()):
         dirs.insert(1 if sys.prefix != sys.base_prefix else 0, user)
@@ -148,7 +151,7 @@ def _search(rel_dirs: tuple[str, ...], names: tuple[str, ...]) -> str | None:
 
 
 def _mappings() -> list[str]:
-    """Paths of the files that are mapped into this process; empty where there is no ``/proc``."""
+    """Return the paths of the files that are mapped into this process; an empty list if there is no ``/proc``."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             fields = (line.rstrip("\n").split(maxsplit=5) for line in maps)
@@ -158,27 +161,27 @@ def _mappings() -> list[str]:
 
 
 def environment() -> tuple[str, ...]:
-    """``NAME=value`` of each variable that is set and reaches what compilers make."""
+    """Return ``NAME=value`` for each of :data:`VARIABLES` that is set."""
     return tuple([f"{name}={os.environ[name]}" for raw, name in _RAW if raw in _variables])
 
 
 def locate(name: str) -> str:
-    """Path of the compiler library that compiles run.
+    """Return the path of the compiler library that compiles use.
 
     Parameters
     ----------
     name : {"nvrtc", "nvJitLink", "nvvm"}
-        As ``cuda.pathfinder`` calls it.
+        The library's name in ``cuda.pathfinder``.
 
     Returns
     -------
     str
-        Absolute path.
+        The absolute path.
 
     Raises
     ------
     ToolchainError
-        If it is nowhere; the message names the wheel to install.
+        The library isn't found; the message names the wheel to install.
     """
     setting = os.environ.get(_SETTINGS[name]) if _RAW_SETTINGS[name] in _variables else None
     if setting is not None:
@@ -193,24 +196,25 @@ def locate(name: str) -> str:
 
 
 def load(name: str) -> str:
-    """Load a compiler library as ``cuda.bindings`` does and return the path it came from.
+    """Load a compiler library as ``cuda.bindings`` does, and return its path.
 
     Raises
     ------
     ToolchainError
-        If it can't be found; the message names the wheel to install.
+        The library isn't found; the message names the wheel to install.
     """
     try:
         from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
-    except ModuleNotFoundError as error:  # a place that only runs programs, and has none of CUDA's packages
+    except ModuleNotFoundError as error:  # an installation that only runs programs, without CUDA's packages
         raise NotInstalledError(
-            f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it"
+            f"the compiler library {name} was not found: install it with `pip install {_LIBRARIES[name].wheel}`"
         ) from error
     try:
         path: str | None = load_nvidia_dynamic_lib(name).abs_path
     except DynamicLibNotFoundError as error:
         raise NotInstalledError(
-            f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it ({error})"
+            f"the compiler library {name} was not found: install it with `pip install {_LIBRARIES[name].wheel}` "
+            f"({error})"
         ) from error
     if path is None:
         raise ToolchainError(f"the compiler library {name} was loaded, but the system doesn't say from which file")
@@ -218,17 +222,17 @@ def load(name: str) -> str:
 
 
 def identity(path: str) -> str:
-    """Identity of a file's content: ``"build-id:<hex>:<size>"`` or ``"sha256:<hex>"``.
+    """Return the identity of a file's content: ``"build-id:<hex>:<size>"`` or ``"sha256:<hex>"``.
 
     Parameters
     ----------
     path : str
-        A shared library, a bitcode library, any file.
+        The path of a shared library, a bitcode library or any other file.
 
     Raises
     ------
     OSError
-        If it can't be read.
+        The file can't be read.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -243,31 +247,29 @@ def identity(path: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-#: The driver's own linker: the library, and the PTX compiler that it loads.
+#: The files of the driver's linker: the driver's library, and the PTX compiler that it loads.
 _DRIVER, _DRIVERS_COMPILER = "libcuda.so.1", "libnvidia-ptxjitcompiler.so.1"
 
 
 def linker() -> str:
-    """Which linker there is: ``"nvJitLink"``, or ``"driver"`` where that is missing and the CUDA driver isn't.
+    """Return the linker to use: ``"nvJitLink"``, or ``"driver"`` if only the CUDA driver is installed.
 
     Raises
     ------
     ToolchainError
-        If there is neither; the message names the wheel to install.
+        Neither is installed; the message names the wheel to install.
     """
     try:
         locate("nvJitLink")
     except ToolchainError as error:
         if _driver() is None:
-            raise NotInstalledError(
-                f"{error}; there is no CUDA driver either, whose linker would do for PTX"
-            ) from error
+            raise NotInstalledError(f"{error}; there is no CUDA driver either, whose linker could link PTX") from error
         return "driver"
     return "nvJitLink"
 
 
 def _driver() -> str | None:
-    """Path of the CUDA driver's library, which is loaded; None where there is no driver."""
+    """Load the CUDA driver's library and return its path; None if there is no driver."""
     import ctypes
 
     try:
@@ -292,11 +294,11 @@ def _stamp(path: str) -> _Stamp:
 
 
 def _gnu_build_id(file: BinaryIO, size: int) -> str | None:
-    """The ``NT_GNU_BUILD_ID`` note of a 64-bit little-endian ELF file; None if it has none."""
+    """Return the ``NT_GNU_BUILD_ID`` note (hex) of a 64-bit little-endian ELF file; None if it has none."""
 
     def read(offset: int, length: int) -> bytes:
         if offset + length > size:
-            return b""  # not a well-formed file
+            return b""  # a malformed file
         file.seek(offset)
         return file.read(length)
 
@@ -320,16 +322,16 @@ def _gnu_build_id(file: BinaryIO, size: int) -> str | None:
 
 
 def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False) -> tuple[ToolFile, ...]:
-    """The files that turn ``code_type`` into a binary, with the identity of their content.
+    """Return the files of the compiler for ``code_type``, with the identity of their content.
 
     Parameters
     ----------
     code_type : {"c++", "ptx", "nvvm"}
-        NVRTC (with its builtins library), nvJitLink or libNVVM.
+        Selects NVRTC (with its builtins library), nvJitLink or libNVVM.
     libdevice : bool
         Whether libdevice's bitcode is linked in (NVVM).
     thorough : bool
-        Look at every file now; else those beside the library at most ten times a second.
+        Whether to check every file now; otherwise the files beside the library are checked at most ten times a second.
 
     Returns
     -------
@@ -338,9 +340,9 @@ def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False
     Raises
     ------
     NotInstalledError
-        If it isn't installed, and nothing stands in for it.
+        The compiler isn't installed, and nothing stands in for it.
     ToolchainError
-        If a file can't be read.
+        A file can't be read.
     """
     slot = (code_type, libdevice)
     if _absent and (missing := _absent.get(slot)) is not None and time.monotonic() < missing[1]:
@@ -357,20 +359,20 @@ def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False
     return stand_ins[slot]
 
 
-#: Slots of compilers that aren't installed, with the error that says so, and until when nobody looks again: to ask the
-#: system's loader takes as long as ten hits.
+#: Compilers that aren't installed, with the error that says so, and the time before which they aren't searched for
+#: again: a query of the system's loader takes as long as ten hits.
 _absent: dict[tuple[str, bool], tuple[NotInstalledError, float]] = {}
 _ABSENT = 2.0
 _stand_ins: ContextVar[Mapping[tuple[str, bool], tuple[ToolFile, ...]] | None] = ContextVar("stand_ins", default=None)
 
 
 class standing_in:  # noqa: N801 - used as a function
-    """Let these tools stand in for compilers that aren't installed: ``with standing_in(tools): ...``.
+    """A context in which tools stand in for compilers that aren't installed: ``with standing_in(tools): ...``.
 
     Parameters
     ----------
     tools : mapping
-        By code type, and whether with libdevice: what :func:`toolchain` gives where there is none.
+        The results of :func:`toolchain` for compilers that aren't installed, by ``(code_type, libdevice)``.
     """
 
     def __init__(self, tools: Mapping[tuple[str, bool], tuple[ToolFile, ...]]) -> None:
@@ -391,9 +393,9 @@ def _installed(code_type: str, *, libdevice: bool, thorough: bool) -> tuple[Tool
             if known.holds(thorough=thorough):
                 return known.tools
         except OSError:
-            _located.clear()  # moved or removed since it was located: look again
+            _located.clear()  # moved or removed: locate the libraries again
     try:
-        # The stat first: a file replaced between the two is then read again next time.
+        # Stat before reading: a file that is replaced in between is then read again at the next lookup.
         stamped = [(name, path, _stamp(path)) for name, path in _files(code_type, libdevice=libdevice)]
         tools = tuple(ToolFile(name, path, identity(path)) for name, path, _ in stamped)
     except OSError as error:
@@ -403,12 +405,12 @@ def _installed(code_type: str, *, libdevice: bool, thorough: bool) -> tuple[Tool
 
 
 def build(code_type: str) -> str:
-    """Names the build of a compiler, by the content of its files (64 hex digits).
+    """Return the identity of a compiler's build, by the content of its files (64 hex digits).
 
     Parameters
     ----------
     code_type : {"c++", "ptx", "nvvm"}
-        Of what it compiles.
+        The type of code that it compiles.
     """
     from hashlib import sha256
 
@@ -417,14 +419,14 @@ def build(code_type: str) -> str:
 
 
 def trouble(code_type: str, tools: Iterable[ToolFile]) -> str | None:
-    """Why what a compiler has just made may not be the work of the files that are in its key, if so.
+    """Return why a new output may come from other compiler files than those in its key; None if it can't.
 
     Parameters
     ----------
     code_type : {"c++", "ptx", "nvvm"}
-        What was compiled; ``"ptx"`` for all that is linked.
+        The type of the compiled code; ``"ptx"`` for any link.
     tools : iterable of ToolFile
-        From :func:`toolchain`, before the compile; those of other compilers may be among them.
+        The result of :func:`toolchain` before the compile; it may include files of other compilers.
     """
     tools = tuple(tools)
     now = toolchain(code_type, libdevice=any(tool.name == "libdevice" for tool in tools), thorough=True)
@@ -454,7 +456,7 @@ _builtins: dict[str, tuple[str, ...]] = {}
 
 
 def builtins_beside(nvrtc: str) -> tuple[str, ...]:
-    """Paths of the builtins in NVRTC's own folder; which of several it takes is its choice, so all count."""
+    """Return the paths of all builtins libraries in NVRTC's folder, since NVRTC chooses one of them itself."""
     folder = os.path.dirname(nvrtc)
     real: dict[str, str] = {}
     for entry in sorted(os.listdir(folder)):
@@ -465,12 +467,12 @@ def builtins_beside(nvrtc: str) -> tuple[str, ...]:
 
 
 def libdevice_path() -> str:
-    """Path of ``libdevice.10.bc``, found as ``cuda.core`` finds it.
+    """Return the path of ``libdevice.10.bc``, found as in ``cuda.core``.
 
     Raises
     ------
     ToolchainError
-        If there is none.
+        The file isn't found.
     """
     path = _search(_LIBDEVICE_DIRS, ("libdevice.10.bc",))
     if path is not None:
@@ -486,7 +488,7 @@ def libdevice_path() -> str:
 
 
 def header_root(name: str) -> str:
-    """The include directory of a set of headers.
+    """Return the include directory of a set of headers.
 
     Parameters
     ----------
@@ -496,13 +498,13 @@ def header_root(name: str) -> str:
     Returns
     -------
     str
-        Absolute path: from the wheels, conda, ``CUDA_PATH`` or ``CUDA_HOME``, or a toolkit that ``cuda.pathfinder``
+        The absolute path: in the wheels, conda, ``CUDA_PATH``, ``CUDA_HOME``, or a toolkit that ``cuda.pathfinder``
         finds.
 
     Raises
     ------
     ToolchainError
-        If it is nowhere; the message names the places and the extra to install.
+        The headers aren't found; the message names the searched places and the extra to install.
     """
     wheel_dirs, probe, known_as = _HEADER_DIRS[name]
     found = _search(wheel_dirs, (probe,))
@@ -524,7 +526,7 @@ def header_root(name: str) -> str:
 
 
 def _include_dir(root: str | None, name: str, probe: str) -> str | None:
-    """The folder of a toolkit's headers, of which ``probe`` is one; None where it isn't there."""
+    """Return the folder of a toolkit's headers, which contains ``probe``; None if there is no such folder."""
     tails = ("include/cccl", "include") if name == "cccl" else ("include",)
     for target in ("targets/x86_64-linux", "targets/sbsa-linux", "") if root else ():
         for tail in tails:
@@ -535,12 +537,12 @@ def _include_dir(root: str | None, name: str, probe: str) -> str | None:
 
 
 def _by_pathfinder(known_as: str, name: str, probe: str) -> str | None:
-    """What ``cuda.pathfinder`` finds: it asks the system's loader for the toolkit, too."""
+    """Return the folder that ``cuda.pathfinder`` finds, which also asks the system's loader for a toolkit."""
     try:
         from cuda import pathfinder
 
         folder: str | None = pathfinder.find_nvidia_header_directory(known_as)
-    except (ImportError, RuntimeError, AttributeError):  # an older one, which doesn't know these headers, or none
+    except (ImportError, RuntimeError, AttributeError):  # not installed, or too old to know these headers
         return None
     if folder is None:
         return None

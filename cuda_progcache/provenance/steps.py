@@ -17,7 +17,8 @@ prewarm        manifest, archs, kernels                          the caller     
 
 The record of a compile holds the arguments of its rendering, so the rendering's key can be computed from it
 (:func:`render_key`), and the rendering is known even if its own record is gone. Prewarm runs of the same manifest,
-kernels and architectures are the same call; its record is that of the last run that compiled or changed something.
+kernels and architectures are the same call. A run that only finds the programs of the recorded run doesn't replace its
+record.
 """
 
 from __future__ import annotations

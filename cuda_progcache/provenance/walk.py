@@ -179,7 +179,7 @@ class _Walk:
             self.graph.link(step, Node.of("input", where, f"{name} ({target})", content, **detail), "used")
 
     def _add_render_of_parts(self, kernel: Kernel, step: str) -> None:
-        """Add the rendering of a linked kernel from the link's record, if its parts are gone or don't tell it."""
+        """Add the rendering of a linked kernel from the link's record, if its parts are gone or don't record it."""
         graph = self.graph
         made = [each for part in graph.targets(step, "used") for each in graph.targets(part.id, "made by")]
         sources = [node.id for each in made for node in graph.targets(each.id, "used") if node.kind == "source"]

@@ -149,7 +149,7 @@ class Lookups(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A header that programs include, with the number of its contents and of those programs."""
+    """A header that programs include: the number of different contents and of programs, and their compile time."""
 
     name: str
     contents: int

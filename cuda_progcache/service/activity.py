@@ -263,7 +263,7 @@ class Activity:
             counts.append(f"{self.uncached} compiled without a cache")
         yield ", ".join(counts) + (f" ({100 * self.hits // share}% hits)" if share else "")
         if cache is None:
-            yield "in caches of their own"
+            yield "in the programs' own caches"
         elif cache.mode == "off":
             yield "the cache is off"
         else:
@@ -273,7 +273,7 @@ class Activity:
     def _trouble(self) -> Iterable[str]:
         cache = self.cache
         if cache is not None and cache.damaged:
-            yield f"{plural(cache.damaged, 'damaged entry')} found, and not used"
+            yield f"{plural(cache.damaged, 'damaged entry')} found and not used"
         if cache is not None and cache.read_errors:
             yield f"{plural(cache.read_errors, 'lookup')} failed, since the cache couldn't be read"
         if cache is not None and cache.evicted:

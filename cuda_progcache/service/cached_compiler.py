@@ -72,7 +72,7 @@ class CachedCompiler:
 
             cache = FileStreamProgramCache(cache, mode=mode, tiers="configured" if tiers is None else tiers)
         elif tiers is not None:
-            raise TypeError("tiers go behind a directory: give its path, or give the store its tiers")
+            raise TypeError("tiers can't be given with a store; give a path as cache, or give the store its tiers")
         elif mode is not None and modes.chosen(mode) != modes.of(cache):
             from cuda_progcache.store.in_mode import given_mode
 

@@ -327,11 +327,11 @@ class CompileService:
         library : KernelLibrary or path, optional
             None: the service's library.
         archs : iterable of str
-            ``["sm_80", "sm_90"]``; ignored if ``lock`` is given, since a lock names the architectures.
+            ``["sm_80", "sm_90"]``; not with ``lock``, which names the architectures.
         jobs : int, optional
             How many programs are compiled at once; None: one per CPU. A cache without a directory uses threads only.
         kernels : iterable of str, optional
-            Only these kernels.
+            Only these kernels, of the library or of the lock.
         lock : Lock or path, optional
             Compile exactly the programs that a lockfile lists.
         dry_run : bool
@@ -352,9 +352,10 @@ class CompileService:
 
         Raises
         ------
-        KernelNotFoundError, ArchError, ManifestError, LockError
+        KernelNotFoundError, ArchError, ManifestError, LockError, OptionError
             For wrong input, before any compile.
         """
+        from cuda_progcache.errors import KernelNotFoundError
         from cuda_progcache.service.prewarm import prewarm, variants
 
         library = self._library(library)
@@ -364,7 +365,10 @@ class CompileService:
             archs = tuple(dict.fromkeys(archs))
             wanted = variants(library, archs, chosen)
         else:
-            locked = _lock(lock)
+            locked = _lock(lock, archs)
+            for name in chosen or ():
+                if all(one.kernel != name for one in locked.programs):
+                    raise KernelNotFoundError(f"the lockfile has no program of the kernel {name!r}")
             wanted = [locked.wanted(one) for one in locked.programs if chosen is None or one.kernel in chosen]
             archs = [one.arch for one in wanted]
         return prewarm(
@@ -442,7 +446,8 @@ class CompileService:
         lock : Lock or path, optional
             The programs needed. A program whose key in the cache isn't the locked key is stale.
         library, archs, kernels
-            Without a lock: the variants to check, as for :meth:`prewarm`. With a lock: the library of its kernels.
+            The variants to check, as for :meth:`prewarm`. With a lock, ``library`` is the library of its kernels, and
+            the others can't be given.
 
         Returns
         -------
@@ -450,14 +455,14 @@ class CompileService:
 
         Raises
         ------
-        LockError, KernelNotFoundError, ArchError, ManifestError
+        LockError, KernelNotFoundError, ArchError, ManifestError, OptionError
             For wrong input.
         """
         from cuda_progcache.service.prewarm import variants
         from cuda_progcache.service.proof import prove
 
         library = self._library(library)
-        asked = _lock(lock) if lock is not None else variants(library, archs, kernels)
+        asked = _lock(lock, archs, kernels) if lock is not None else variants(library, archs, kernels)
         return prove(self._compiler, library, asked, self._command_options(library))
 
     def _library(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
@@ -469,9 +474,16 @@ class CompileService:
         return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
 
 
-def _lock(given: Lock | str | os.PathLike[str]) -> Lock:
+def _lock(
+    given: Lock | str | os.PathLike[str], archs: Iterable[str] = (), kernels: Iterable[str] | None = None
+) -> Lock:
+    """Read a lockfile. It names the architectures and kernels itself, so none may be given."""
+    from cuda_progcache.errors import OptionError
     from cuda_progcache.service.lock import Lock
 
+    for named, what in ((tuple(archs), "architectures"), (kernels, "kernels")):
+        if named:
+            raise OptionError(f"{what} can't be given together with a lockfile, which names its own")
     return given if isinstance(given, Lock) else Lock.read(given)
 
 

@@ -261,8 +261,8 @@ def _components_against(about: CompileRecord, host: Host) -> list[str]:
             variables.add(value)
         elif (differs := _place_against(label, value, host)) is not None:
             found.append(differs)
-    found += [f"compiled with {variable}, which isn't set here" for variable in sorted(variables - host.environment)]
-    found += [f"compiled without {variable}, which is set here" for variable in sorted(host.environment - variables)]
+    found += [f"compiled with {variable}, which isn't set now" for variable in sorted(variables - host.environment)]
+    found += [f"compiled without {variable}, which is set now" for variable in sorted(host.environment - variables)]
     return found
 
 

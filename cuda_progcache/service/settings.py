@@ -37,7 +37,7 @@ SETTINGS = (
     Setting(
         "CUDA_PROGCACHE_TIERS",
         "the stores behind the cache, as URLs with spaces between them; off for none",
-        "tiers in cuda_progcache.toml or pyproject.toml, else none",
+        "tiers in cuda_progcache.toml or pyproject.toml, otherwise none",
     ),
     Setting("CUDA_PROGCACHE_MAX_SIZE", "the size cap of the default cache: 500MB, 20GB; 0 for none", "5 GB"),
     Setting(
@@ -46,8 +46,8 @@ SETTINGS = (
         "cuda-progcache/templates in the user's cache directory",
     ),
     Setting("CUDA_PROGCACHE_LOG", "explain prints each miss on stderr, all prints every event", "nothing is printed"),
-    Setting("CUDA_PROGCACHE_RECORD", "the file to which a run writes what it used", "nothing is recorded"),
-    Setting("CUDA_PROGCACHE_TRACEBACK", "1 shows where the command line failed", "one line"),
+    Setting("CUDA_PROGCACHE_RECORD", "the file in which a run records the programs it uses", "nothing is recorded"),
+    Setting("CUDA_PROGCACHE_TRACEBACK", "1 shows the traceback of a failed command", "a one-line message"),
     Setting("CUDA_PROGCACHE_NVRTC", "the path of NVRTC's library", "the wheels, conda, then the system's loader"),
     Setting(
         "CUDA_PROGCACHE_NVJITLINK", "the path of nvJitLink's library", "the wheels, conda, then the system's loader"
@@ -55,8 +55,8 @@ SETTINGS = (
     Setting("CUDA_PROGCACHE_NVVM", "the path of libNVVM's library", "the wheels, conda, then the system's loader"),
     Setting(
         "CUDA_PROGCACHE_TOOLCHAIN",
-        "a file or a cache that says for which compilers to look programs up where none is installed",
-        "the compilers for which the cache was filled",
+        "a file or a cache that names the compilers to assume if none is installed",
+        "the compilers that made the cache's entries",
     ),
 )
 
@@ -69,7 +69,7 @@ def value_of(name: str) -> str | None:
     try:
         tiers = configured().tiers
     except ConfigError:
-        return "what can't be read"
+        return "(invalid)"
     return " ".join(tier.url for tier in tiers) or value
 
 

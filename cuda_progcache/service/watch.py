@@ -7,13 +7,19 @@ after a lookup or write at least five seconds after it last wrote them, and when
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from cuda_progcache.compile.history import Makers
     from cuda_progcache.compile.unkept import Unkept
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.stats import Totals
+
+
+#: Seconds after a compile within which its process notes that it made the entry; until then, the entry isn't returned.
+_PATIENCE = 60.0
 
 
 class Stored(NamedTuple):
@@ -63,11 +69,19 @@ class Watch:
     def __init__(self, cache: FileStreamProgramCache) -> None:
         self._cache = cache
         self._arrivals = cache.arrivals()
+        self._early: set[str] = set()  # entries whose process hasn't noted them yet
         self._unkept = self._unkept_now()
         self._counted = cache.all_time()
 
-    def look(self) -> Seen:
+    def look(self, *, last: bool = False) -> Seen:
         """Return the changes since the previous look, or since the watch was made.
+
+        A program that has just been compiled is returned once its process has noted that it compiled it.
+
+        Parameters
+        ----------
+        last : bool
+            Return every program that was stored, since this is the last look.
 
         Raises
         ------
@@ -79,7 +93,8 @@ class Watch:
         before, self._counted = self._counted, self._cache.all_time()  # first: programs it counts are seen below
         counted = self._counted.minus(before)
         makers = Makers(self._cache)
-        stored = [one for digest in self._arrivals.look() if (one := self._stored(digest, makers)) is not None]
+        arrived, self._early = {*self._early, *self._arrivals.look()}, set()
+        stored = [one for digest in arrived if (one := self._stored(digest, makers, last=last)) is not None]
         known, self._unkept = self._unkept, self._unkept_now()
         unkept = [one for one in self._unkept if one not in known]
         return Seen(
@@ -93,13 +108,17 @@ class Watch:
 
         return listed(self._cache)
 
-    def _stored(self, digest: str, makers: Any) -> Stored | None:
-        from cuda_progcache.compile.history import explain_entry
+    def _stored(self, digest: str, makers: Makers, *, last: bool) -> Stored | None:
+        from cuda_progcache.compile.history import explain_entry, is_compiled
 
         try:
             entry = self._cache.info(digest)
         except KeyError:
             return None  # already removed
+        is_new = is_compiled(entry) and abs(time.time() - entry.created) < _PATIENCE
+        if is_new and not last and not makers.know(entry):
+            self._early.add(digest)
+            return None
         made_by = makers.of(entry)
         try:
             reasons = explain_entry(self._cache, digest) if made_by else ()

@@ -84,7 +84,7 @@ class Worker:
     def _alone(self, job: Mapping[str, Any]) -> str:
         """Return the shell command that compiles one job's program."""
         if "source" in job:
-            return "cuda-progcache prewarm --lock F --jobs 1"
+            return "cuda-progcache prewarm --lock LOCKFILE --jobs 1"
         command = ["cuda-progcache", "compile", "--kernel", job["kernel"], "--arch", job["arch"]]
         for name, value in job["variant"].items():
             command += ["-p", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]

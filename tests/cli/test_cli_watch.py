@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache.compile import history
+from cuda_progcache.service import watch as service_watch
 from cuda_progcache.service.watch import Watch
 
 SOURCE = 'extern "C" __global__ void scale(float* x) { x[threadIdx.x] *= 2; }'
@@ -38,11 +40,14 @@ def watching(root):
     process.communicate()
 
 
-def until(process, counted):
-    """The lines of a watch until it has told of so many counts of a kind: a slow process writes them in several."""
+def until(process, counted, stored=0):
+    """Read a watch's lines until it has shown so many counts of a kind, and so many programs; it may split counts."""
     name, count = counted
     lines = []
-    while sum(one[name] for one in lines if one["event"] == "counted") < count:
+    while (
+        sum(one[name] for one in lines if one["event"] == "counted") < count
+        or sum(one["event"] == "stored" for one in lines) < stored
+    ):
         lines.append(json.loads(process.stdout.readline()))
     return lines
 
@@ -52,7 +57,7 @@ def test_another_process_sees_a_compile_and_a_hit_as_they_come(watching, root):
     assert f"watching {root}" in watching.stderr.readline()
     with FileStreamProgramCache(root, durability="none") as cache:
         digest = compiled(SOURCE, cache).digest
-    (stored,) = (one for one in until(watching, ("stored", 1)) if one["event"] == "stored")
+    (stored,) = (one for one in until(watching, ("stored", 1), stored=1) if one["event"] == "stored")
     assert (stored["digest"], stored["name"], stored["made_by"]["pid"]) == (digest, "scale.cu", os.getpid())
     assert stored["reasons"] == ["first compile of this program"]
     with FileStreamProgramCache(root, durability="none") as cache:
@@ -89,6 +94,34 @@ def test_each_look_gives_what_came_since(root, tmp_path):
     compiled(SOURCE, cache)
     assert watch.look().counted.hits == 1
     assert not any((*watch.look().stored, *watch.look().unkept, *watch.look().counted))
+
+
+def test_a_program_is_seen_once_its_process_has_noted_it(root, monkeypatch):
+    cache = FileStreamProgramCache(root, durability="none")
+    watch = Watch(FileStreamProgramCache(root, durability="none"))
+    between = []
+    note = history.note
+
+    def noted(*arguments, **more):
+        between.append(watch.look().stored)
+        note(*arguments, **more)
+
+    monkeypatch.setattr(history, "note", noted)
+    digest = compiled(SOURCE, cache).digest
+    assert between == [()], "it was stored, and its process not known yet"
+    (seen,) = watch.look().stored
+    assert (seen.entry.digest, seen.made_by["pid"]) == (digest, os.getpid())
+    # A process may be killed in between.
+    monkeypatch.setattr(history, "note", lambda *_, **__: None)
+    other = compiled(SOURCE, cache, name="other.cu").digest
+    assert watch.look().stored == watch.look().stored == ()
+    (seen,) = watch.look(last=True).stored
+    assert (seen.entry.digest, seen.made_by) == (other, None)
+    third = compiled(SOURCE, cache, name="third.cu").digest
+    assert watch.look().stored == ()
+    monkeypatch.setattr(service_watch, "_PATIENCE", 0.0)
+    assert [one.entry.digest for one in watch.look().stored] == [third]
+    assert watch.look().stored == ()
 
 
 def test_it_ends_after_a_while_and_is_read_by_people(cli, root, kept, monkeypatch):

@@ -68,7 +68,7 @@ def without_nvjitlink(monkeypatch, tmp_path):
     def missing(name):
         if name == "nvJitLink":
             raise ToolchainError(
-                "the compiler library nvJitLink was not found: `pip install nvidia-nvjitlink` brings it"
+                "the compiler library nvJitLink was not found: install it with `pip install nvidia-nvjitlink`"
             )
         return original(name)
 
@@ -165,7 +165,7 @@ def test_no_device(without_nvjitlink):
 @pytest.mark.parametrize(
     ("inputs", "options", "target_type", "words"),
     [
-        ([(b"x", "ltoir")], {}, "cubin", "can't take ltoir"),
+        ([(b"x", "ltoir")], {}, "cubin", "doesn't accept ltoir"),
         ([(b"x", "cubin")], {}, "ptx", "makes only cubins"),
         ([(b"x", "cubin")], {"ptxas_options": "-v"}, "cubin", "doesn't support -Xptxas=-v"),
         ([(b"x", "cubin")], {"time": True}, "cubin", "doesn't support -time"),

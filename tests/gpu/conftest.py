@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the GPU tests: a device, and launches of library kernels on it; without one the tests are skipped."""
+"""Fixtures for the GPU tests: a device, and launches of library kernels on it. Without a device, tests are skipped."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 KERNEL_TESTS = HERE.parent / "kernels"
-if str(KERNEL_TESTS) not in sys.path:  # the checks that are shared with the emulated runs
+if str(KERNEL_TESTS) not in sys.path:  # for the checks shared with the emulated runs
     sys.path.insert(0, str(KERNEL_TESTS))
 
 
 def _no_device() -> str | None:
-    """Why there is no CUDA device; None when there is one. Any other trouble is the test's to report."""
+    """Return why there is no CUDA device, or None if there is one. Other failures to initialize CUDA are errors."""
     from cuda.bindings import driver
 
     try:
         (status,) = driver.cuInit(0)
-    except RuntimeError as error:  # cuda.bindings raises this where libcuda isn't installed
+    except RuntimeError as error:  # cuda.bindings raises this if libcuda isn't installed
         return f"no CUDA driver: {error}"
     if status in (driver.CUresult.CUDA_ERROR_NO_DEVICE, driver.CUresult.CUDA_ERROR_STUB_LIBRARY):
         return f"no CUDA device: {status.name}"
@@ -44,7 +44,7 @@ def gpu() -> Any:
 
 
 class GpuLauncher:
-    """Compiles library kernels for the device through the cache and launches them; see launchers.Launcher."""
+    """A launcher that compiles library kernels for the device through the cache; see `launchers.Launcher`."""
 
     def __init__(self, device: Any, service: Any) -> None:
         capability = device.compute_capability
@@ -98,7 +98,7 @@ def _sizes(size: int | Sequence[int]) -> int | tuple[int, ...]:
 
 
 def _scalar(value: Any) -> Any:
-    """A kernel parameter as cuda.core takes it: None is a null pointer, a Python int is 64 bits wide."""
+    """Convert a kernel parameter for cuda.core: None is a null pointer, a Python int is 64 bits wide."""
     if value is None:
         return 0
     return bool(value) if isinstance(value, np.bool_) else value
@@ -123,7 +123,7 @@ def _check(result: Any) -> Any:
 class _DeviceCopy:
     """An array argument in device memory, between guard bytes that the kernel must leave alone.
 
-    The guards are 0xff (NaN to floating types), so that what is read beyond the array shows in the result.
+    The guards are 0xff (NaN for floating types), so that a read beyond the array shows in the result.
     """
 
     GUARD = 512
@@ -165,7 +165,7 @@ class _DeviceCopy:
 
 @pytest.fixture(scope="session")
 def gpu_service(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A compile service over this checkout's kernels and a cache of its own."""
+    """A compile service over this checkout's kernels, with its own cache."""
     from cuda_progcache import CompileService
     from cuda_progcache.service.manifest import KernelLibrary
 
@@ -174,5 +174,5 @@ def gpu_service(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def run_kernel(gpu: Any, gpu_service: Any) -> GpuLauncher:
-    """``run_kernel(name, args, grid=, block=, entry=, **params)``; see launchers.Launcher."""
+    """``run_kernel(name, args, grid=, block=, entry=, **params)`` launches a kernel; see `launchers.Launcher`."""
     return GpuLauncher(gpu, gpu_service)

@@ -75,7 +75,7 @@ def test_scan_float32(run_kernel: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "int32", "int64", "uint32"])
 def test_scan_lookback(run_kernel: Any, dtype: str, kind: str) -> None:
     for n in (0, *SIZES, 3_000_001):
-        for blocks in (1, 300, 10_000):  # one after another, all at once, more than the device holds
+        for blocks in (1, 300, 10_000):  # tile after tile, all blocks at once, more blocks than the device holds
             check_scan_lookback(run_kernel, n, blocks=blocks, offset=1, dtype=dtype, kind=kind, items=4)
     check_scan_lookback(run_kernel, 3_000_001, blocks=1000, dtype=dtype, kind=kind, block=32, items=1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inspection tests: real compiles, and what ptxas said of them."""
+"""Fixtures for the inspection tests: a cache, and real compiles through it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def compiled(cache):
-    """Compile through the cache: ``compiled(source, target_type=, **options)`` gives a CompiledProgram."""
+    """``compiled(source, target_type=, **options)`` compiles through the cache and returns a CompiledProgram."""
 
     def run(code=SOURCE, target_type="cubin", **options):
         return Program(code, "c++", ProgramOptions(**{"arch": "sm_80"} | options)).compiled(target_type, cache=cache)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``ptxas -v`` says of each kernel, read from a compile's log."""
+"""The output of ``ptxas -v`` for each kernel, read from a compile's log."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ REMARK = re.compile(r"ptxas (info    :|        \.) |$")
 
 
 def read(log: str, *, linked: bool = True) -> dict[str, dict[str, Any]]:
-    """Kernel name to what ptxas prints of it, under the names of ``Resources``.
+    """Return what ptxas prints for each kernel, by kernel name and by the names of ``Resources``.
 
-    In a linked program the functions that weren't inlined follow their kernel in the log: their spills are counted to
-    it. Constant banks are left out where ptxas prints none of them (from sm_90 on).
+    In a linked program, functions that weren't inlined follow their kernel in the log, and their spills are added to
+    the kernel's. Constant banks are left out if ptxas doesn't print any (from sm_90 on).
     """
     found: dict[str, dict[str, Any]] = {}
     of: dict[str, Any] = {}
@@ -49,7 +49,10 @@ def read(log: str, *, linked: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def differences(usage: dict[str, Any], log: str, *, linked: bool = True) -> dict[str, Any]:
-    """Where resources differ from what ptxas said: kernel to {name: (ours, theirs)}. A kernel that one lacks is one."""
+    """Return where resources differ from the output of ptxas, as {kernel: {name: (ours, theirs)}}.
+
+    A kernel that only one of them has is a difference: {kernel: (ours has it, theirs has it)}.
+    """
     theirs = read(log, linked=linked)
     assert theirs, f"ptxas said nothing: {log!r}"
     wrong: dict[str, Any] = {name: (name in usage, name in theirs) for name in usage.keys() ^ theirs.keys()}
@@ -61,5 +64,5 @@ def differences(usage: dict[str, Any], log: str, *, linked: bool = True) -> dict
 
 
 def warnings(log: str) -> list[str]:
-    """The lines of a log that aren't what ``-v`` adds."""
+    """Return the lines of a log that ``-v`` didn't add."""
     return [line for line in log.splitlines() if not REMARK.match(line)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two binaries: which kernels' code differs, and what of it."""
+"""Differences between two binaries: which kernels' code differs, and in which lines and resources."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_kernels_come_and_go(compiled):
     before = compiled("#define FACTOR 2.0f\n" + SCALE + SUM).data
     after = compiled(SUM + SUM.replace("sum(", "total(").replace("+=", "-=")).data
     kinds = {one.name: one.kind for one in diff(before, after).kernels}
-    assert kinds == {"sum": "same", "total": "changed"}  # the one left on each side
+    assert kinds == {"sum": "same", "total": "changed"}  # the only unmatched kernels, so they are paired
     only = {one.name: one.kind for one in diff(compiled(SUM).data, before).kernels}
     assert only == {"sum": "same", "scale": "added"}
     gone = {one.name: one.kind for one in diff(before, compiled(SUM).data).kernels}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions are those of the binary; lines are those of the source; what only moved is equal."""
+"""Listings: the binary's instructions, the source's lines, and a normal form that doesn't depend on the position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ template <class T> __global__ void branches(T *a, int n) {
 """
 TWO = BRANCHES + "template __global__ void branches<float>(float *, int);"
 NAME = "_Z8branchesIfEvPT_i"
-#: Code that comes before: its labels and its internal functions are numbered first.
+#: A kernel to put before others, so that its labels and internal functions are numbered first.
 BEFORE = """
 extern "C" __global__ void first(double *a, float *b, int n) {
   while (n--) { a[n] = sqrt(a[n]) / b[n]; if (b[n] > 3) break; }
@@ -43,7 +43,7 @@ def test_every_instruction_is_there(compiled, arch):
     assert [one.offset for one in code] == [16 * number for number in range(len(code))]
     assert sum(mix(code).values()) == len(code)
     assert {"float", "global", "shared", "special", "barrier", "control"} <= mix(code).keys()
-    # ptxas needs two registers beside those that hold values.
+    # ptxas needs two registers besides those that hold values.
     assert 0 < live_peak(code) <= resource_usage(data)[NAME].registers
 
 
@@ -70,13 +70,13 @@ def test_what_only_moved_is_equal(compiled, arch):
     assert alone == moved
     assert not re.search(r"\.L_x_|/\*|__internal_\d", "\n".join(alone))
     assert sum("(return)" in line for line in alone) == sum("CALL" in line for line in alone) > 2
-    # A longer beginning moves every address after it.
+    # Longer code at the start moves all later addresses.
     longer = TWO.replace("  __shared__", "  if (n == 12345) a[9] = n;\n  __shared__")
     other = normalised(instructions(compiled(longer, arch=arch).data)[NAME])
     assert other != alone
     function = f"${NAME}$_Z1gf:"
     assert function in alone
-    if arch == "sm_75":  # later ones come to other registers in it
+    if arch == "sm_75":  # here the code that follows gets other registers
         return
     tails = [lines[lines.index(function) :] for lines in (alone, other)]
     opcodes = [[re.sub(r"\bU?[RP]\d+\b|\.L\d+", "_", line) for line in tail] for tail in tails]

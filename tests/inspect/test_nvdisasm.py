@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuobjdump and nvdisasm over binaries, and over entries as they lie."""
+"""cuobjdump and nvdisasm on binaries, and directly on the files of entries."""
 
 from __future__ import annotations
 

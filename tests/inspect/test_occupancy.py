@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs at once is what NVIDIA's own calculator says, for every architecture and any shape."""
+"""Occupancy: it equals that of NVIDIA's own calculator, for every architecture and any kernel and launch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cuda_progcache.errors import InspectError
 from cuda_progcache.inspect import Resources, multiprocessor, occupancy
 from cuda_progcache.inspect.occupancy_calculator import _ARCHS
 
-#: NVIDIA's rules and CCCL's table of the hardware, behind two C functions.
+#: Two C functions over NVIDIA's rules and CCCL's table of the hardware.
 REFERENCE = r"""
 #include <climits>
 #include <cuda_occupancy.h>
@@ -69,7 +69,7 @@ extern "C" int blocks(int arch, const int *has, const int *kernel, int *limiters
 }
 """
 BITS = {1: "warps", 2: "registers", 4: "shared_bytes", 8: "blocks", 16: "barriers"}
-#: Not in CCCL's table: the older name of sm_110, and one that the programming guide has together with sm_70.
+#: Not in CCCL's table: sm_101 is the older name of sm_110; the programming guide lists sm_72 together with sm_70.
 UNLISTED = {72, 101}
 
 
@@ -132,7 +132,7 @@ def test_every_architecture_of_the_compiler_is_known():
 
 
 def shapes(arch):
-    """Kernels and launches: each edge of each resource, then any."""
+    """Generate kernels and launches: those at the limits of each resource, then random ones."""
     one, draw = multiprocessor(arch), random.Random(arch)
     edges = [0, 1, 128, 129, 1024, one.shared_bytes_per_block // 2, 47 << 10, 48 << 10, (48 << 10) + 1]
     last = one.shared_bytes_per_block - one.reserved_shared_bytes
@@ -158,7 +158,7 @@ def test_blocks_are_those_of_nvidias_calculator(reference, arch):
             continue
         case = f"{used} {block_size} {dynamic}"
         assert found.blocks == blocks, case
-        if "barriers" in found.limiters:  # theirs goes on naming what limited before barriers did
+        if "barriers" in found.limiters:  # NVIDIA's also names what would limit without barriers
             assert set(found.limiters) <= limiters, case
         else:
             assert set(found.limiters) == limiters, case

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cubin says a kernel uses is what ptxas -v said when it made it."""
+"""Resource usage: the figures read from a cubin equal those that ``ptxas -v`` printed when it compiled the cubin."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ template __global__ void generic<float>(float *);
 
 
 def shared_kernels() -> str:
-    """Kernels with static shared memory of many sizes and alignments, with and without dynamic."""
+    """Return kernels with static shared memory of many sizes and alignments, with and without dynamic memory."""
     every = list(itertools.product((0, 1, 17, 1000, 1024, 20000), (1, 16, 128, 1024), (0, 16, 1024)))
     made = []
     for number, (size, alignment, dynamic) in enumerate(every):
@@ -136,7 +136,7 @@ def test_every_figure_is_that_of_ptxas(compiled, name, arch):
     made = compiled(SOURCES[name], arch=arch, ptxas_options=["-v"])
     usage = made.resource_usage()
     wrong = ptxas_log.differences(usage, made.log)
-    for kernel in ("recursive", "all"):  # ptxas gives the frame alone; the cubin says that the stack isn't known
+    for kernel in ("recursive", "all"):  # ptxas gives only the frame; the cubin marks the stack as unknown
         assert wrong.get(kernel, {}).pop("stack_bytes", (None, 0))[0] is None
     assert not {kernel: differing for kernel, differing in wrong.items() if differing}
     assert made.record["resource_usage"] == usage
@@ -200,7 +200,7 @@ def test_notes_of_other_kinds_are_passed_over():
 
 
 def patched(data: bytes, number: int, change) -> bytes:
-    """A cubin with the attributes of that number changed: ``change(buffer, offset of the attribute)``."""
+    """Return a copy of a cubin after ``change(buffer, offset)`` for each attribute with that number."""
     made, cubin = bytearray(data), Cubin(data)
     for section in cubin.sections.values():
         if section.name.startswith(".nv.info."):
@@ -214,7 +214,7 @@ def patched(data: bytes, number: int, change) -> bytes:
 
 
 def test_unmarked_spills_are_unknown_and_not_zero(compiled):
-    """As a cubin of CUDA 12.5 is: no notes, and a version that wrote none."""
+    """Spills are unknown, not zero, for a cubin like CUDA 12.5's: without notes, and of a version that wrote none."""
 
     def unmark(made, at):
         made[at + 1] = 0x56

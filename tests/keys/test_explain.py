@@ -130,7 +130,7 @@ def test_every_path_of_a_key_has_its_sentence(label):
 
 def test_hermetic_compiles():
     assert explain([["hermetic", ""]], [], {}, {}) == ["it is compiled hermetically now"]
-    assert explain([], [["hermetic", ""]], {}, {}) == ["it isn't compiled hermetically any more"]
+    assert explain([], [["hermetic", ""]], {}, {}) == ["it is no longer compiled hermetically"]
 
 
 def test_inputs_of_a_link():

@@ -41,7 +41,7 @@ def at_once():
         results, errors = {}, []
 
         def one(number):
-            barrier.wait(60)
+            barrier.wait(300)
             try:
                 results[number] = work(number)
             except BaseException as error:  # noqa: BLE001 - raised again in the test
@@ -51,7 +51,7 @@ def at_once():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(300)
         assert not any(thread.is_alive() for thread in threads)
         if errors:
             raise errors[0]

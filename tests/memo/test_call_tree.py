@@ -141,15 +141,15 @@ def test_threads_and_tasks_arent_taken_for_children(tmp_path):
     @cache_file(tmp_path)
     def slow(x):
         started.set()
-        assert go.wait(60)
+        assert go.wait(300)
         return x
 
     thread = threading.Thread(target=slow, args=(1,))
     thread.start()
-    assert started.wait(60)
+    assert started.wait(300)
     other(1)
     go.set()
-    thread.join(60)
+    thread.join(300)
 
     @cache_file(tmp_path)
     def parent(x):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache hierarchy: what each kind of cache promises."""
+"""The cache hierarchy: the promises of each kind of cache."""
 
 from __future__ import annotations
 
@@ -483,7 +483,7 @@ class TestCollection:
             at_once(3, lambda t: [cache.save(call(x=[t, [i]], result=[t, i % 3])) for i in range(15)])
         finally:
             stop.set()
-            collector.join(60)
+            collector.join(300)
         assert len([c.fetch() for c in cache.query()]) == 45
 
 

@@ -183,7 +183,7 @@ def test_a_service_that_code_refers_to_counts_by_its_class(tmp_path):
     )
     said = {
         subprocess.run(
-            [sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=300,
+            [sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=600,
             env={**os.environ, "PYTHONHASHSEED": seed, "CUDA_PROGCACHE_DIR": str(tmp_path / "cache")},
         ).stdout
         for seed in "12"
@@ -211,7 +211,7 @@ def test_data_that_another_thread_changes_never_fails_a_call(memory_cache):
             assert [f(1) for _ in range(200)] == [1] * 200
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(300)
 
 
 def test_calls_within_calls_count_by_their_code(cache):
@@ -270,7 +270,7 @@ def test_a_generator_function_gives_every_caller_its_own(cache, at_once):
         yield from range(n)
 
     def ask(_):
-        barrier.wait(60)
+        barrier.wait(300)
         return list(f(3))
 
     f = memoize(cache, numbers)
@@ -312,7 +312,7 @@ def run(tmp_path, seed, folder, texts=None):
         input=json.dumps(texts),
         # Python's bytecode cache misses an edit within the same second that keeps the file's size.
         env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     return done.stdout
 

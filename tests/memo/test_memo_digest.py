@@ -104,7 +104,7 @@ def test_the_same_under_every_hash_seed_in_every_directory(tmp_path):
         folder.mkdir()
         done = subprocess.run(
             [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, cwd=folder, check=True,
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         printed.add(done.stdout)
     assert len(printed) == 1

@@ -275,7 +275,7 @@ def test_four_processes_one_run(tmp_path):
     script = tmp_path / "work.py"
     script.write_text(WORKER)
     arguments = [sys.executable, str(script), str(tmp_path / "cache"), str(log), "one", "two", "three"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == "2\n" * 4  # of all processes, since each holds the pipe open
     assert len(log.read_text().splitlines()) == 1
 
@@ -295,7 +295,7 @@ def test_the_next_process_hits_under_another_hash_seed_and_directory(tmp_path):
         folder.mkdir(exist_ok=True)
         done = subprocess.run(
             [sys.executable, str(script), str(tmp_path / "cache")], env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=folder, check=True, capture_output=True, text=True, timeout=120,
+            cwd=folder, check=True, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         printed.append(done.stdout.strip())
     assert printed == ["['a', 'b'] {'misses': 1}", "['a', 'b'] {'hits': 1}"]
@@ -348,9 +348,9 @@ def test_parents_of_threads_do_not_mix(cache, at_once):
 
     @memoize(cache)
     def outer(x):
-        barrier.wait(60)
+        barrier.wait(300)
         inner(x)
-        barrier.wait(60)
+        barrier.wait(300)
         return x
 
     at_once(2, outer)
@@ -639,7 +639,7 @@ def test_collecting_spares_the_arguments_of_a_call_that_another_process_runs(tmp
         assert worker.stdout.readline() == "running\n"
         cache = file_cache(tmp_path / "cache")
         assert list(cache.values.list()) and cache.gc() == set()
-        assert worker.communicate("go\n", timeout=120)[0] == "5000\n"
+        assert worker.communicate("go\n", timeout=600)[0] == "5000\n"
     assert cache.gc() == set()
 
 
@@ -650,14 +650,14 @@ def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, 
     def body(x):
         runs.append(x)
         entered.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
         return x
 
     f = memoize(files, body, state="runs")
 
     def call(number):
         if number:
-            assert entered.wait(60)
+            assert entered.wait(300)
             f._leases_left = number % 2  # as a run of another call could set it
         if number == 3:
             go_on.set()

@@ -320,8 +320,8 @@ def test_locks_are_per_key():
         with storage._operation_context("a"), storage._operation_context("a"):  # the lock is reentrant
             thread = threading.Thread(target=lambda s=storage, e=entered: (s.save(1, Digest("b" * 64)), e.set()))
             thread.start()
-            assert entered.wait(60 if free else 0.1) is free
-        thread.join(60)
+            assert entered.wait(300 if free else 0.1) is free
+        thread.join(300)
         assert entered.is_set() and not storage.__dict__.get("_key_locks")._locks
 
 

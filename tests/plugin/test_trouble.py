@@ -77,7 +77,7 @@ def test_damaged_entries(pytester, in_process):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     run = in_process("--progcache-dir=programs", "--progcache-report=report.json", passed=3)
     assert run.counts == (4, 2, 0)
-    assert "2 damaged entries found, and not used" in run.text
+    assert "2 damaged entries found and not used" in run.text
     assert "missed: 2 × it was in the cache before, and was evicted, removed or damaged since" in run.text
     assert json.loads((pytester.path / "report.json").read_text())["cache"]["damaged"] == 2
     assert in_process("--progcache-dir=programs", passed=3).counts == (6, 0, 0), "they are healed"

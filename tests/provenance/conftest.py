@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small kernel library, a service over every kind of store, and a world of results of every kind, really made."""
+"""Fixtures: a small kernel library, a service over each kind of store, and real results of every kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cuda_progcache.provenance.places import recorded_calls
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    """Two small kernels, each with two variants; the first one's template includes another."""
+    """Two small kernels, each with two variants; the template of the first one includes another template."""
     folder = tmp_path_factory.mktemp("library")
     (folder / "by.cuh.j2").write_text("#define BY {{ by }}\n")
     (folder / "add.cu.j2").write_text(
@@ -65,7 +65,11 @@ def files(tmp_path, library):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, library):
-    """A prewarm run, links, programs with a header of ours, an entry put by hand, and memoized calls that used them."""
+    """Results of every kind.
+
+    A prewarm run, a link, programs with a header of the test, an entry stored by hand, and memoized calls that used
+    the programs.
+    """
     place = tmp_path_factory.mktemp("provenance")
     (place / "include").mkdir()
     (place / "include" / "scale.h").write_text("#define SCALE 3\n")

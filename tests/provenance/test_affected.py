@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a file to all that came from it: programs, links, memoized calls."""
+"""The results that a file affects: programs, links and memoized calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def told(found):
 
 @contextlib.contextmanager
 def edited(path, content):
-    """The file with another content, or (None) gone."""
+    """Replace the file's content, or remove the file if `content` is None; restore it at the end."""
     before = path.read_text()
     try:
         path.unlink() if content is None else path.write_text(content)
@@ -52,11 +52,11 @@ def test_a_template_and_a_source(world):
     assert told(shared) == {
         ("add", "template", True), ("registers", "call", True), ("report", "call", True),
     }  # fmt: skip
-    assert len(shared) == 4  # the other variant of it
+    assert len(shared) == 4  # with the other variant of add
     source = world.place / "two.cu"
     assert told(affected(world.cache, source)) == {(str(source), "source", True), ("both", "input", True)}
     found = affected(world.cache, CompileService(None).library.path / "lto_pair_kernel.cu.j2")
-    part = world.cache.info(world.pair).record["inputs"][1]["digest"]  # the other one has another template
+    part = world.cache.info(world.pair).record["inputs"][1]["digest"]  # inputs[0] has another template
     assert {hit.key for hit in found} == {world.pair, part}
 
 

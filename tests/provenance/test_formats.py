@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs in the formats of others, read by the libraries of those who defined them; and pictures."""
+"""Graphs in standard formats, read by the formats' reference libraries, and as pictures."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_in_toto_statement(world, which, roles):
 
     entry = world.cache.info(getattr(world, which))
     made = export.to_slsa(world.cache, entry)
-    parsed = json_format.ParseDict(made, statement_pb2.Statement())  # unknown fields are refused
+    parsed = json_format.ParseDict(made, statement_pb2.Statement())  # raises if a field is unknown
     Statement.copy_from_pb(parsed).validate()
     predicate = json_format.ParseDict(made["predicate"], provenance_pb2.Provenance())
     for descriptor in predicate.build_definition.resolved_dependencies:
@@ -163,7 +163,7 @@ def test_signed(world, tmp_path):
     encoded = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)  # DSSE's PAE
     key.public_key().verify(base64.b64decode(signed["signatures"][0]["sig"]), encoded)
     public = SSlibKey.from_crypto(key.public_key())
-    assert Envelope.from_dict(json.loads(json.dumps(signed))).verify([public], 1)  # which takes its argument apart
+    assert Envelope.from_dict(json.loads(json.dumps(signed))).verify([public], 1)  # from_dict modifies its argument
     signed["payload"] = base64.b64encode(b'{"another": 1}').decode()
     with pytest.raises(VerificationError):
         Envelope.from_dict(signed).verify([public], 1)
@@ -213,7 +213,7 @@ def test_svg_is_readable(graph):
     texts = [(text.text, float(text.get("x")), float(text.get("y"))) for text in drawn.iter(f"{SVG}text")]
     shown = " ".join(text for text, _, _ in texts)
     tips = " ".join(title.text for title in drawn.iter(f"{SVG}title"))
-    crowd = len(graph.nodes) > picture.NAMED  # of so many headers, directories are shown, and names are in tooltips
+    crowd = len(graph.nodes) > picture.NAMED  # many headers are shown as directories, with their names in tooltips
     for node in graph.nodes.values():
         assert node.label.rpartition("/")[2] in (shown + tips if crowd and node.kind == "header" else shown)
     for x, y, w, h in boxes:
@@ -224,7 +224,7 @@ def test_svg_is_readable(graph):
             apart = other[0] >= x + w - 0.5 or other[1] >= y + h - 0.5 or other[1] + other[3] <= y + 0.5
             assert apart, "two boxes overlap"
     rows = {}
-    for text, x, y in texts:  # every text lies in one box, and ends before the next text of its row begins
+    for text, x, y in texts:  # each text lies in a box, and ends before the next text in its row begins
         end = x + picture.text_width(text)
         assert any(bx <= x and end <= bx + bw and by <= y <= by + bh for bx, by, bw, bh in boxes), text
         rows.setdefault(y, []).append((x, end))
@@ -249,14 +249,14 @@ def test_svg_edges_run_between_the_boxes(world):
     assert len(routes) == len({(box_of[edge.source], box_of[edge.target], edge.relation) for edge in graph.edges})
     for path, _ in routes:
         assert all(one.x > other.x + other.width for one, other in pairwise(path))
-        for passing in path[1:-1]:  # an edge that passes a layer goes straight through it, where there is no box
+        for passing in path[1:-1]:  # an edge crosses a layer in a straight line, where there is no box
             for box in (box for box in boxes if box.layer == passing.layer):
                 assert passing.x <= box.x and box.x + box.width <= passing.x + passing.width
                 assert box.y >= passing.y + passing.height or box.y + box.height <= passing.y
 
 
 def many_compiles(count):
-    """Programs whose sources come in another order than they, all compiled by one compiler."""
+    """Return a graph of programs from one compiler, whose renderings are in the reverse order."""
     graph = Graph(root="run")
     graph.add(Node("run", "prewarm", "prewarm", None, {"archs": ["sm_90"], "duration": 2.5}))
     for index in range(count):
@@ -285,7 +285,7 @@ def test_svg_puts_what_belongs_together_side_by_side():
 
 def test_svg_draws_what_runs_together_once():
     graph = many_compiles(12)
-    for index in range(12):  # a way around the compile, through its layer
+    for index in range(12):  # an edge that bypasses the compile and crosses its layer
         graph.link(f"binary {index}", "nvrtc", "used")
     _, routes, _, _ = picture.arrange(graph)
     assert len({tuple(path[1:-1]) for path, _ in routes if len(path) > 2}) == 1

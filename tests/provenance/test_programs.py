@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores of compiled programs as caches of calls: real compiles, real stores."""
+"""Stores of compiled programs as caches of calls, with real compiles and real stores."""
 
 from __future__ import annotations
 

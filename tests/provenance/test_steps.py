@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renderings, links, analyses and prewarm runs as recorded calls: real compiles, every kind of store."""
+"""Renderings, links, analyses and prewarm runs as recorded calls, with real compiles in every kind of store."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ def test_analyses_are_recorded(service):
     assert call.result == usage and links(call, "parents") == [done.digest]
     again = small(service)
     assert again.hit and again.resource_usage() == usage
-    assert calls(service, "resource_usage")[0].metadata == call.metadata  # the record of the first time
+    assert calls(service, "resource_usage")[0].metadata == call.metadata  # the record of the first analysis
     listing = done.sass()
     (call,) = calls(service, "sass")
     assert call.metadata["sass"]["sha256"] == hashlib.sha256(listing.encode()).hexdigest()
-    assert call.result is None  # it is many times its binary, and can be had again
+    assert call.result is None  # the text is much larger than the binary, and can be recomputed
 
 
 def test_a_program_without_a_service_is_analysed_and_can_be_pickled(files):
@@ -133,7 +133,7 @@ def test_a_program_without_a_service_is_analysed_and_can_be_pickled(files):
     assert uncached.resource_usage()
 
 
-# Prewarm runs, and who asked
+# Prewarm runs and other callers
 
 
 def test_a_prewarm_run_and_what_it_asked_for(service, library):
@@ -154,10 +154,10 @@ def test_a_prewarm_run_and_what_it_asked_for(service, library):
         assert parent == asked.to_lookup_key()
     again = service.prewarm(library, archs=["sm_80"])
     assert again.call == report.call == whole.to_lookup_key()
-    assert service.calls.load(report.call).result["compiled"] == 2  # a run that found everything leaves that as it is
+    assert service.calls.load(report.call).result["compiled"] == 2  # a run with only hits doesn't replace the record
     service.cache.remove(report.items[3].digest)
     service.prewarm(library, archs=["sm_80"])
-    assert len(calls(service, "prewarm")) == 2  # the same call
+    assert len(calls(service, "prewarm")) == 2  # the second run is the same call
     assert service.calls.load(report.call).result["hits"] == 3
 
 
@@ -185,7 +185,7 @@ def test_a_memoized_call_and_its_compiles_know_each_other(service, tmp_path):
     @memoize(tmp_path / "memo")
     def registers(value):
         usage = small(service, value).resource_usage()
-        service.kernel("add", arch=["sm_80", "sm_90"])  # in threads
+        service.kernel("add", arch=["sm_80", "sm_90"])  # compiles in threads
         return {name: each["registers"] for name, each in usage.items()}
 
     small(service, 1)  # a hit is a child, too
@@ -213,7 +213,7 @@ def test_who_runs_is_known_per_thread():
         ]
         for thread in threads:
             thread.start()
-            thread.join(60)
+            thread.join(300)
         note_child("used")
         assert list(running.get().children) == ["used"]
     assert seen == [[{"name": "g", "key": "inner"}], []]
@@ -224,7 +224,7 @@ def asked_nobody(seen):
     return lambda: seen.append(asked_by())
 
 
-# Where they lie, and how long
+# Where records are stored, and for how long
 
 
 def test_they_are_found_through_every_level(tmp_path, library):
@@ -316,14 +316,14 @@ def test_a_damaged_record_is_a_miss_and_put_aside(files, tmp_path):
         files.calls.load(key)
     assert not path.exists() and not calls(files, "render")
     assert list((tmp_path / "programs" / "steps" / "quarantine").iterdir())
-    assert links(files.calls.load(done.digest), "parents") == [key]  # the compile's own record still knows it
+    assert links(files.calls.load(done.digest), "parents") == [key]  # the compile's own record still has the key
 
 
 def test_a_directory_that_cant_be_written_costs_no_compile(files, tmp_path):
     (tmp_path / "programs" / "steps").write_text("in the way")
     done = files.kernel("add", arch="sm_80")
     assert done.digest and files._compiler.steps.counters["dropped"] == 1
-    assert [call.arguments["template"] for call in calls(files, "render")] == ["add"]  # in memory
+    assert [call.arguments["template"] for call in calls(files, "render")] == ["add"]  # the record is kept in memory
 
 
 def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From every kind of result to all it came from, through programs and memoized calls alike."""
+"""Walks from every kind of result to everything it came from, through programs and memoized calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def key_of(world, name):
 
 
 def reached(graph):
-    """The nodes that a walk along the edges from the root meets."""
+    """Return the ids of the nodes that can be reached from the root along the edges."""
     seen, pending = set(), [graph.root]
     while pending:
         name = pending.pop()
@@ -101,7 +101,7 @@ def test_a_part_that_is_gone_is_said_to_be(world, tmp_path):
         statement = export.to_slsa(cache, cache.info(world.pair))
         dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
         linked = [part for part in dependencies if part["annotations"]["role"] == "linked binary"]
-        assert [len(part["digest"]["sha256"]) for part in linked] == [64, 64]  # the link's own record has them
+        assert [len(part["digest"]["sha256"]) for part in linked] == [64, 64]  # from the link's own record
         assert {"template", "compiler"} <= {part["annotations"]["role"] for part in dependencies}
 
 
@@ -122,7 +122,7 @@ def test_from_a_rendering(world):
     assert kinds(graph, reached(graph)) == {"source", "render", "template", "prewarm"}
     assert {node.kind for node in graph.sources(graph.root)} == {"compile"}
     (source,) = of_kind(walk(world.add, world.cache), "source")
-    assert graph.root == source.id  # the same source, from either side
+    assert graph.root == source.id  # both walks give the source the same id
 
 
 def test_from_a_prewarm_run(world):
@@ -130,7 +130,7 @@ def test_from_a_prewarm_run(world):
     assert short.nodes[short.root].detail["programs"] == len(of_kind(short, "binary"))
     assert kinds(short) == {"prewarm", "binary"}
     assert kinds(whole) == {"prewarm", "binary", "compile", "source", "render", "template", "tool"}
-    assert not [edge for edge in whole.edges if edge.relation == "called by"]  # it is where the walk began
+    assert not [edge for edge in whole.edges if edge.relation == "called by"]  # the walk began at the caller
 
 
 def test_from_an_analysis(world):
@@ -204,9 +204,9 @@ def test_unknown_and_ambiguous_keys(world, tmp_path):
         with pytest.raises(KeyError):
             walk(key, world.cache, [world.memo])
     twice = [file_cache(world.place / "memo")] * 2
-    assert walk(world.report, None, twice).root  # one call in two places is one
+    assert walk(world.report, None, twice).root  # a call found in two caches isn't ambiguous
     with FileStreamProgramCache(tmp_path / "many", durability="none") as many:
-        for key in (b"key 205", b"key 364"):  # whose digests have four digits in common
+        for key in (b"key 205", b"key 364"):  # their digests share the first four digits
             many[key] = b"x"
         one, other = sorted(entry.digest for entry in many.entries())
         assert one[:4] == other[:4]
@@ -216,7 +216,7 @@ def test_unknown_and_ambiguous_keys(world, tmp_path):
 
 
 def test_the_start_of_values_is_no_key():
-    """Several arguments that begin alike aren't taken for calls, nor one beside a call."""
+    """Prefixes of value digests aren't keys, and values don't make the prefix of a call's key ambiguous."""
     one, other = 399, 496
     assert digest(one)[:4] == digest(other)[:4]
     calls = CompileService(InMemoryProgramCache()).calls
@@ -227,7 +227,7 @@ def test_the_start_of_values_is_no_key():
             with pytest.raises(KeyError):
                 resolve(start, [cache])
         assert [resolve(key[:8], [cache]) for key in keys] == keys
-    for n in (69338, 136797):  # which begin as the first call's key does
+    for n in (69338, 136797):  # their digests begin as the first call's key does
         assert digest(n)[:4] == keys[0][:4]
         memory.values.save(n)
         assert resolve(keys[0][:4], [memory]) == keys[0]
@@ -241,7 +241,7 @@ def test_directories_of_calls(world, tmp_path):
     call, weights = kept.query().only(), world.place / "weights.txt"
     assert call.arguments["path"] == str(weights) and set(call.metadata["files"]) == {str(weights.resolve())}
     graph = walk(call.to_lookup_key()[:8], None, [kept])
-    assert kinds(graph) == {"value", "call", "file", "input"}  # its compile is elsewhere
+    assert kinds(graph) == {"value", "call", "file", "input"}  # the compile is in another store
     assert [node.digest.partition(":")[0] for node in of_kind(graph, "file")] == ["xxhash64"]
     (programs,) = recorded_calls(world.place / "cache")
     assert programs.contains(world.linked)

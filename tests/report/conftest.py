@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache with a few compiled programs, and a report on 10,000 copied from them."""
+"""Fixtures: a cache with a few compiled programs, and report data on 10,000 copies of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ extern "C" __global__ void saxpy(float a, const float* x, float* y, int n) {
     if (i < n) y[i] = a * x[i] + y[i];
 }
 """
-#: A name and a log as a bundle from elsewhere may hold them.
+#: Text that a foreign bundle might contain as a name or a log.
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[31m\u202egnp.exe\x00"
 
 
 @pytest.fixture
 def hostile():
-    """The name of the program that came from a bundle."""
+    """The name of the program from a foreign bundle."""
     return HOSTILE
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
-    """Five programs: a source, an edit of it, its PTX, another architecture, and one that came from a bundle."""
+    """Five programs: a source, an edit of it, its PTX, another architecture, and one as if from a foreign bundle."""
     cache = FileStreamProgramCache(tmp_path_factory.mktemp("small"), max_size_bytes=10**8)
     edited = SAXPY.replace("a * x[i]", "2.0f * a * x[i]")
     for source, target, arch in (
@@ -50,7 +50,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def large(small):
-    """A report on 10,000 programs: copies of the small ones under other names, with parameters and headers."""
+    """Report data on 10,000 programs: copies of the small ones with other names, parameters and headers."""
     found = data.collect(small)
     kept = [one for one in found.programs if one.size > 1000]
     headers = tuple((f"cub/header_{number}.cuh", sha256(b"%d" % number).hexdigest()) for number in range(40))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says against the store, what its file may hold, and how it behaves in headless Chromium."""
+"""Reports: their figures compared with the store's, the content of their file, and their behaviour in Chromium."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from cuda_progcache.report import data, page
 from cuda_progcache.report.listings import listings
 from cuda_progcache.report.plots import plots
 
-#: Bytes of a report on 10,000 programs, without listings.
+#: The limit on the size of a report on 10,000 programs without listings, in bytes.
 LARGEST = 4_000_000
 #: Milliseconds to wait for Chromium at most, on a busy machine.
 PATIENCE = 300_000
 
 
 class Parts(HTMLParser):
-    """The elements of a page, with their attributes."""
+    """A parser that collects the elements of a page, with their attributes."""
 
     def __init__(self, html):
         super().__init__()
@@ -77,7 +77,10 @@ def test_the_figures_are_the_stores(small, found):
 
 
 def test_lookups_are_told_by_the_hour_or_by_the_day():
-    """By the hour within two days, else by the day; what isn't dated comes first, and idle whiles are left out."""
+    """Lookups are grouped by hour if they span less than two days, otherwise by day.
+
+    Undated lookups come first, and periods without lookups are left out.
+    """
     from cuda_progcache.store.stats import Span, Totals
 
     day = 86400.0 * 20_000
@@ -179,7 +182,7 @@ def test_the_command_writes_the_file(small, tmp_path):
     assert CliRunner().invoke(app, ["report", "--cache-dir", str(tmp_path / "none")]).exit_code == 5
     asked = [each for each in asked if each != "--json"]
     shown = CliRunner().invoke(app, [*asked[:-2], "1", "--no-plots"])
-    assert "reading machine code: 1 of 1" in shown.stderr  # a second for each
+    assert "reading machine code: 1 of 1" in shown.stderr  # a listing takes about a second
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +201,10 @@ def many(large, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(few, many):
-    """Headless Chromium; the tests that ask for it are skipped where it, or what drives it, isn't installed.
+    """Headless Chromium; tests that use it are skipped if Chromium or playwright isn't installed.
 
-    The reports are written before it starts: in the greenlets of its driver, CPython 3.11's ast.parse may fail with
-    "AST constructor recursion depth mismatch" (what imports rewrite their asserts by).
+    The reports are written before it starts. In the greenlets of playwright, CPython 3.11's ast.parse, with which
+    pytest rewrites the asserts of imported modules, can fail with "AST constructor recursion depth mismatch".
     """
     driver = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -215,7 +218,7 @@ def browser(few, many):
 
 @contextmanager
 def opened(browser, path, width=1400, **options):
-    """A page on a report; what it says on the console, and any request, is an error."""
+    """Open a report in a new page; console messages, script errors, dialogs and network requests are failures."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
     context.set_default_timeout(PATIENCE)
     shown = context.new_page()
@@ -288,7 +291,7 @@ def test_two_programs_are_chosen_and_compared(browser, few):
         told = shown.locator("#diff").inner_text()
         assert old.digest[:12] in told
         assert "code" in told
-        # The whole of both kernels is between the lines that differ and those around them.
+        # The edit multiplies a by 2, which adds an FADD or FMUL.
         cut, add = (shown.locator(f"#diff .{kind}").all_inner_texts() for kind in ("cut", "add"))
         assert add
         assert cut != add
@@ -324,7 +327,7 @@ def test_text_from_elsewhere_runs_nothing(browser, few, hostile):
         assert shown.locator("img[src=x]").count() == 0
 
 
-#: Text whose contrast is too small, by WCAG 2.2 (1.4.3: 4.5, 3 where it is large; 1.4.11: 3 for borders of controls).
+#: Finds elements with too little contrast by WCAG 2.2 (1.4.3: 4.5, or 3 for large text; 1.4.11: 3 for control borders).
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgba = (colour) => {
@@ -404,7 +407,7 @@ def test_tab_comes_to_everything_and_shows_where_it_is(browser, few, view):
     digests = [one.digest for one in found.programs if one.target == "cubin"]
     with opened(browser, path) as shown:
         go(shown, {"entry": f"entry={digests[0]}", "diff": f"diff={digests[0]},{digests[1]}"}.get(view, view))
-        shown.keyboard.press("Tab")  # a page whose focus was set by a script begins there
+        shown.keyboard.press("Tab")  # tabbing would otherwise start where a script set the focus
         shown.evaluate("document.querySelector('.skip').focus()")
         wanted = shown.evaluate(FOCUSABLE)
         seen = wanted[:1]
@@ -412,7 +415,7 @@ def test_tab_comes_to_everything_and_shows_where_it_is(browser, few, view):
             shown.keyboard.press("Tab")
             focused = shown.evaluate(FOCUSED)
             if focused is None:
-                break  # through, and out of the page: no trap
+                break  # the focus has left the page: there is no trap
             assert focused["ring"], focused
             assert focused["inside"], focused
             seen.append(focused["at"])

@@ -12,7 +12,9 @@ from cuda_progcache import (
     CompileService,
     FileStreamProgramCache,
     FrozenMissError,
+    KernelNotFoundError,
     LockError,
+    OptionError,
     Program,
     ProgramOptions,
     link,
@@ -175,6 +177,19 @@ def test_what_is_no_lockfile_is_refused(text, why, tmp_path):
     (tmp_path / "lock").write_text(text)
     with pytest.raises(LockError, match=why):
         Lock.read(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("more", [{"archs": ["sm_90"]}, {"kernels": ["axpby"]}])
+@pytest.mark.parametrize("how", ["prewarm", "check"])
+def test_a_lockfile_says_itself_what_is_needed(place, lock, how, more):
+    service = CompileService(place[0] / "cache")
+    if how == "prewarm" and "kernels" in more:
+        assert [item.status for item in service.prewarm(lock=lock, **more).items] == ["hit"]
+        with pytest.raises(KernelNotFoundError, match="no program of the kernel 'softmax'"):
+            service.prewarm(lock=lock, kernels=["axpby", "softmax"])
+        return
+    with pytest.raises(OptionError, match=f"{'kernels' if 'kernels' in more else 'architectures'} can't be given"):
+        getattr(service, how)(lock=lock, **more)
 
 
 def test_a_kernel_that_is_gone_has_failed(place):

@@ -28,13 +28,13 @@ class Hang(BaseException):
 
 @pytest.fixture
 def watchdog():
-    """Raise :class:`Hang` in a test that hangs, say in open() of a FIFO; calling the fixture allows 120 s more."""
+    """Raise :class:`Hang` in a test that hangs, say in open() of a FIFO; calling the fixture allows 300 s more."""
 
     def bark(*_):
         raise Hang
 
     def feed():
-        signal.setitimer(signal.ITIMER_REAL, 120)
+        signal.setitimer(signal.ITIMER_REAL, 300)
 
     before = signal.signal(signal.SIGALRM, bark)
     feed()

@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -41,6 +42,7 @@ class Injector:
         self._fails: Callable[[int], bool] = lambda _: False
         self._make: Callable[[str], OSError] | None = None
         self._after = False
+        self._counting = threading.Lock()  # several threads remove files if the machine is slow
 
     def arm(
         self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False, trace: bool = False
@@ -83,10 +85,11 @@ class Injector:
             path = self._ours(args)
             if path is None:
                 return real(*args, **kwargs)
-            number = len(self.calls)
             rest = path.removeprefix(self._root).strip("/").split("/")[0]
-            if self._make is not None:
-                self._note(f"{name} {rest}")
+            with self._counting:
+                number = len(self.calls)
+                if self._make is not None:
+                    self._note(f"{name} {rest}")
             fails = self._make is not None and self._fails(number)
             if fails and name != "close" and not (self._after and name in CHANGES):
                 raise self._make(path)

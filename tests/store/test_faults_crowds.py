@@ -22,7 +22,7 @@ from faults_values import assert_within, assert_works, check_lookups, publish, s
 from cuda_progcache.store import FileStreamProgramCache
 
 WORKER = Path(__file__).resolve().parent / "faults_worker.py"
-DEADLINE = 180
+DEADLINE = 600
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (mount)")
 
 
@@ -199,7 +199,7 @@ def test_forks_out_of_eight_busy_threads(root):
                 status = 1
                 try:
                     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                    signal.alarm(120)
+                    signal.alarm(300)
                     fresh = FileStreamProgramCache(root, durability="none")
                     key = b"child-%d" % i
                     ok = publish(store, key, 0, i) and publish(fresh, key, 1, i)

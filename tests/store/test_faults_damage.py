@@ -27,6 +27,7 @@ AS_ROOT = os.geteuid() == 0
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))  # no writers to wait for in these tests
+    monkeypatch.setattr("cuda_progcache.store.verification._PATIENCE", 0.0)
     root = tmp_path / "cache"
     store = FileStreamProgramCache(root, durability="none")
     for key in (KEY, OTHER):

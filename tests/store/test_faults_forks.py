@@ -19,7 +19,7 @@ def fork_and_lock(locks):
     child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(120)
+        signal.alarm(300)
         status = 1
         try:
             for lock in list(locks):
@@ -47,7 +47,7 @@ def run(*targets):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(300)
+        thread.join(600)
         assert not thread.is_alive(), "deadlock"
     return errors
 

@@ -9,8 +9,10 @@ import os
 import resource
 import shutil
 import tempfile
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from faults_injector import CHANGES, injected
@@ -25,7 +27,7 @@ from faults_values import (
     value,
 )
 
-from cuda_progcache._util import files
+from cuda_progcache._util import files, parallel
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store import FileStreamProgramCache, pairs
 
@@ -37,8 +39,9 @@ IN_TURN = ("ENOENT", "ESTALE", "ENOSPC", "EDQUOT", "EMFILE", "EROFS", "ENOMEM", 
 @pytest.fixture
 def root(monkeypatch):
     monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))
-    monkeypatch.setattr("cuda_progcache.store.pairs.time.sleep", lambda _: None)
+    monkeypatch.setattr(pairs, "time", SimpleNamespace(**(vars(time) | {"sleep": lambda _: None})))
     monkeypatch.setattr(files, "CLOCK_TICK_NS", -1)  # the same calls each time, however soon after a write
+    monkeypatch.setattr(parallel, "_SLOW", 3600.0)  # one thread makes them, however slow they are
     memory = (
         "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     )  # thousands of small trees: kept in memory to save time
@@ -225,7 +228,7 @@ def sharing_violation(path):
 @pytest.fixture
 def windows(monkeypatch):
     monkeypatch.setattr(files, "WINDOWS", True)
-    monkeypatch.setattr(files.time, "sleep", lambda _: None)
+    monkeypatch.setattr(files, "time", SimpleNamespace(**(vars(time) | {"sleep": lambda _: None})))
 
 
 RETRIED = ("open entries", "open records", "replace tmp", "unlink entries", "unlink records")

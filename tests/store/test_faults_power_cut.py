@@ -40,7 +40,7 @@ def mounted(image, at, options="loop"):
     try:
         yield at / "cache"
     finally:
-        subprocess.run(["umount", str(at)], check=True)
+        subprocess.run(["umount", "-l", str(at)], check=True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from cuda_progcache.store import FileStreamProgramCache
 
-DEADLINE = 120
+DEADLINE = 600
 
 #: argv: root, settings. Prints "ready", waits for a line, writes, and prints how many entries it stored.
 WRITER = """

@@ -208,8 +208,9 @@ def test_the_file_stays_short_and_the_sum_exact(path):
 
 
 @pytest.mark.parametrize("what", ["one name", "two names"])
-def test_threads_that_open_use_and_drop_stores(path, what):
+def test_threads_that_open_use_and_drop_stores(path, monkeypatch, what):
     """Each lookup counts once, whether the directory is opened by one name or by two (one of them a symlink)."""
+    monkeypatch.setattr(counters, "_MOMENT", 60.0)  # the process that rewrites the file may be preempted
     opened(path).close()
     other = path.with_name("other")
     other.symlink_to(path)
@@ -236,11 +237,12 @@ def test_threads_that_open_use_and_drop_stores(path, what):
 def test_a_store_that_is_gone_leaves_nothing_in_memory(path):
     kept = opened(path)
     gc.collect()
-    before = len(counters._living), len(_methods)
+    living, methods = list(counters._living), dict(_methods)
     for _ in range(300):
         opened(path).get(b"k")
     gc.collect()
-    assert (len(counters._living), len(_methods)) == before
+    assert set(counters._living) <= set(living)  # stores of other tests may be collected meanwhile
+    assert _methods.keys() <= methods.keys()
     assert kept.stats().all_time.misses == 300
 
 
@@ -306,7 +308,7 @@ if __name__ == "__main__":
     file = path.parent / "main.py"
     file.write_text(script)
     done = subprocess.run(
-        [sys.executable, file, path], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, file, path], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert on_disk(path) == Totals(hits=15, stored=1)
@@ -323,7 +325,7 @@ def test_a_worker_forked_with_an_open_store(path):
     cache[b"a"] = b"1"
     worker = multiprocessing.get_context("fork").Process(target=_fork_worker, args=(cache, 7))
     worker.start()
-    worker.join(60)
+    worker.join(600)
     assert worker.exitcode == 0
     cache.close()
     assert on_disk(path) == Totals(hits=7, stored=1)
@@ -360,7 +362,7 @@ def test_a_writer_that_comes_between_a_renaming_and_its_closing_writes_once(path
         if not threads:  # the line has just been written
             threads.append(threading.Thread(target=rewrite))
             threads[0].start()
-            assert placed.wait(120)
+            assert placed.wait(300)
         return really(status)
 
     writer._is = is_there
@@ -375,8 +377,9 @@ def test_eight_processes_that_come_and_go(path):
     """Each process writes its counters often and the file is rewritten often; the sum is exact at all times."""
     script = """
 import random, sys
-from cuda_progcache.store import append_log
+from cuda_progcache.store import append_log, counters
 append_log.LONG = 1000
+counters._MOMENT = 60.0
 from cuda_progcache.store import FileStreamProgramCache
 dice = random.Random(int(sys.argv[2]))
 for _ in range(6):
@@ -395,7 +398,7 @@ for _ in range(6):
             for i in range(8)
         ]
         for process in running:
-            _, error = process.communicate(timeout=120)
+            _, error = process.communicate(timeout=600)
             assert process.returncode == 0, error.decode()
     assert on_disk(path) == Totals(hits=2 * 8 * 60, misses=2 * 8 * 60, stored=1)
 
@@ -432,6 +435,7 @@ def test_a_writer_that_stops_before_its_line_or_after_it_counts_once(path, monke
 
 def test_a_reader_beside_writers_sees_every_count(path, monkeypatch):
     """The sum never drops while the file is rewritten."""
+    monkeypatch.setattr(counters, "_MOMENT", 60.0)  # the thread that rewrites the file may be preempted
     monkeypatch.setattr(append_log, "LONG", 1000)
     with opened(path) as cache:
         for i in range(5):

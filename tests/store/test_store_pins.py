@@ -128,7 +128,7 @@ def names(cache, *keys):
 
 
 def test_prune_to_a_size_takes_the_oldest(path):
-    aged(FileStreamProgramCache(path, durability="none"), a=400, b=300, c=200, d=100)
+    aged(FileStreamProgramCache(path, durability="none"), a=40_000, b=30_000, c=20_000, d=10_000)
     cache = FileStreamProgramCache(path, durability="none")
     cache.pin("b")
     report = cache.prune(max_size_bytes=250)
@@ -140,21 +140,21 @@ def test_prune_to_a_size_takes_the_oldest(path):
 
 
 def test_prune_by_age(path):
-    aged(FileStreamProgramCache(path, durability="none"), a=400, b=300, c=200, d=100)
+    aged(FileStreamProgramCache(path, durability="none"), a=40_000, b=30_000, c=20_000, d=10_000)
     cache = FileStreamProgramCache(path, durability="none")
     cache.pin("a")
-    assert cache.prune(older_than=250).removed == 1
+    assert cache.prune(older_than=25_000).removed == 1
     assert names(cache, *"abcd") == "acd"
-    assert cache.prune(older_than=150, max_size_bytes=100) == (2, 200, 1, 100, 1)
+    assert cache.prune(older_than=15_000, max_size_bytes=100) == (2, 200, 1, 100, 1)
     assert names(cache, *"abcd") == "a"
-    assert cache.prune(older_than=10**6).removed == 0
+    assert cache.prune(older_than=10**8).removed == 0
 
 
 def test_a_read_in_this_process_keeps_an_entry_from_being_old(path):
-    aged(FileStreamProgramCache(path, durability="none"), a=400, b=400)
+    aged(FileStreamProgramCache(path, durability="none"), a=40_000, b=40_000)
     cache = FileStreamProgramCache(path, max_size_bytes=10**6, durability="none")
     cache.get("a")
-    cache.prune(older_than=250)
+    cache.prune(older_than=25_000)
     assert names(cache, *"ab") == "a"
 
 

@@ -150,7 +150,7 @@ def test_many_threads_copy_a_key_once(disk):
     class Slow(InMemoryProgramCache):
         def load(self, key):
             found = super().load(key)
-            barrier.wait(30)  # all have found it below before one of them copies it
+            barrier.wait(300)  # all have found it below before one of them copies it
             return found
 
     barrier = threading.Barrier(8)
@@ -162,7 +162,7 @@ def test_many_threads_copy_a_key_once(disk):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
     assert stack.stats().levels[0].backfilled == 1
     assert fast.stats().stored == 1
     assert stack.stats().hits == 8
@@ -587,20 +587,20 @@ def test_a_fork_while_a_level_writes(disk):
     class Slow(InMemoryProgramCache):
         def __setitem__(self, key, value):
             entered.set()
-            go.wait(120)
+            go.wait(300)
             super().__setitem__(key, value)
 
     stack = ProgramCacheStack((Slow(), disk))
     thread = threading.Thread(target=stack.__setitem__, args=(b"a", b"1"))
     thread.start()
-    assert entered.wait(120)
+    assert entered.wait(300)
     child = os.fork()
     if child == 0:
         go.set()
         stack[b"a"] = b"2"
         os._exit(0 if stack[b"a"] == b"2" else 1)
     go.set()
-    thread.join(120)
+    thread.join(300)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -595,7 +595,7 @@ def test_threads_share_a_cache(cache):
         assert list(pool.map(use, range(200))) == [number % 5 for number in range(200)]
 
 
-# What the code depends on besides its source
+# Dependencies of the code besides its source
 
 
 def test_another_compiler_is_another_version(tmp_path, monkeypatch):

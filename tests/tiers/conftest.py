@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers for the tests of tiers, each started once for a session; where one can't be had, its tests are skipped.
+"""Real servers for the tests of tiers, each started once per session; tests of an unavailable server are skipped.
 
-A server's fixture gives its base URL. ``tier_url`` gives each test a place of its own on each of them: a server joins
-by a fixture here and a line in ``SERVERS``.
+A server's fixture gives its base URL. ``tier_url`` gives each test an empty place on each server. A new server needs a
+fixture in this file and an entry in ``SERVERS``.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.tiers.shelf import Shelf
 
 #: The fixture of each kind of server.
 SERVERS = ("redis_server", "nginx_server", "s3_server")
-DEADLINE = 60.0
-#: What no load of the machine outlasts: a look-up that takes long here is a slow one, and no miss.
-PATIENCE = "connect_timeout=30&timeout=60&write_timeout=60"
+DEADLINE = 300.0
+#: Timeouts that outlast any load of the machine, so that a slow lookup isn't a miss.
+PATIENCE = "connect_timeout=300&timeout=300&write_timeout=300"
 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch):
-    """The end of a store waits for all that is on its way, and what is out of use stays so, however long that takes."""
+    """Let stores wait for all their queued writes when they end, and keep failing levels out of use for the test."""
     monkeypatch.setitem(CircuitBreaker.__init__.__kwdefaults__, "rest", 600.0)
     monkeypatch.setattr(write_back, "AT_EXIT", DEADLINE)
     monkeypatch.setattr(stack, "_CLOSING", DEADLINE)
@@ -43,7 +43,7 @@ def _patience(monkeypatch):
 
 @pytest.fixture
 def until():
-    """Wait for a condition."""
+    """A function that waits for a condition."""
 
     def wait(said):
         end = time.monotonic() + DEADLINE
@@ -54,15 +54,8 @@ def until():
     return wait
 
 
-def free_port():
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
-
-
 def wait_until_listening(port, process, log):
-    """Wait for a server that has just been started; fails with its log where it ends instead."""
+    """Wait until a server that was just started listens; fail with its log if it ends instead."""
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
@@ -76,7 +69,7 @@ def wait_until_listening(port, process, log):
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """Start a server for the session: ``serve(name, command, port)``; it is killed at the end."""
+    """A function that starts a server for the session, ``serve(name, command, port)``; it is killed at the end."""
     processes = []
 
     def start(name, command, port):
@@ -95,17 +88,17 @@ def serve(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def redis_server(serve):
-    """The URL of a Redis server of this session's."""
+    """The URL of a Redis server for the session."""
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         pytest.skip("no redis-server (apt-get install redis-server)")
-    port = free_port()
+    port = servers.free_port()
     serve("redis", [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--databases", "10000"], port)
     return f"redis://127.0.0.1:{port}"
 
 
 def started(server, factory, *clients):
-    """Start one of :mod:`ci.servers`; skips where it can't be had."""
+    """Start one of :mod:`ci.servers`; skip the test if it isn't available."""
     for client in clients:
         pytest.importorskip(client)
     folder = factory.mktemp(server.__name__)
@@ -118,26 +111,26 @@ def started(server, factory, *clients):
 
 @pytest.fixture(scope="session")
 def nginx(tmp_path_factory):
-    """An nginx of this session's, by ``ci/servers/nginx.conf``: everybody reads, who has a password writes."""
+    """An nginx for the session, with ``ci/servers/nginx.conf``: everybody can read; users with a password can write."""
     yield from started(servers.nginx, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def nginx_server(nginx):
-    """The URL at which an nginx takes writes."""
+    """The URL at which nginx accepts writes."""
     return nginx.writer
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """The URL, with its options, of a bucket of nanio's."""
+    """The URL, with its options, of a bucket on nanio."""
     for served in started(servers.nanio, tmp_path_factory, "obstore"):
         yield served.writer
 
 
 @pytest.fixture(scope="session")
 def moto_server(tmp_path_factory):
-    """The same of moto's."""
+    """The URL, with its options, of a bucket on moto."""
     for served in started(servers.moto, tmp_path_factory, "obstore"):
         yield served.writer
 
@@ -148,7 +141,7 @@ def real_registry(serve, tmp_path_factory):
     binary = shutil.which("docker-registry")
     if binary is None or shutil.which("skopeo") is None:
         pytest.skip("no docker-registry and skopeo (apt-get install docker-registry skopeo)")
-    folder, port = tmp_path_factory.mktemp("registry"), free_port()
+    folder, port = tmp_path_factory.mktemp("registry"), servers.free_port()
     (folder / "registry.yml").write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/kept}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
@@ -157,12 +150,12 @@ def real_registry(serve, tmp_path_factory):
     return f"127.0.0.1:{port}"
 
 
-#: The database of a Redis server that the next test gets.
+#: The numbers of the Redis databases that no test has used yet.
 _databases = iter(range(1, 10000))
 
 
 def place_on(server, base):
-    """A URL on a server where nothing lies yet, with patience."""
+    """Return the URL of an empty place on a server, with long timeouts."""
     place = next(_databases) if server == "redis_server" else uuid.uuid4().hex
     url, mark, options = base.partition("?")
     return f"{url}/{place}?{options}{mark and '&'}{PATIENCE}"
@@ -170,7 +163,7 @@ def place_on(server, base):
 
 @pytest.fixture(params=SERVERS)
 def tier_url(request):
-    """The URL of an empty tier, on each kind of server that can be had here."""
+    """The URL of an empty tier, on each kind of server that is available."""
     return place_on(request.param, request.getfixturevalue(request.param))
 
 
@@ -194,7 +187,7 @@ def redis_url(redis_server):
 
 @pytest.fixture
 def open_url():
-    """Open a tier by its URL; it is closed with the test."""
+    """A function that opens a tier by its URL; the tier is closed after the test."""
     opened = []
 
     def make(url):
@@ -214,21 +207,21 @@ def shelf():
 
 @pytest.fixture
 def tier(shelf, monkeypatch):
-    """A store on it, which remembers a miss for as long as a test takes."""
+    """A store on the shelf, which remembers a miss for as long as a test takes."""
     monkeypatch.setattr(remote_objects, "_MISSED_FOR", 600.0)
     return RemoteProgramCache(shelf)
 
 
 @pytest.fixture
 def black_hole():
-    """The address of a server that takes connections and never says a word."""
+    """The address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def own_tiers(monkeypatch, tmp_path):
-    """Nothing is configured, and each test's stores are its own: else a tier's memory of a miss outlives the test."""
+    """No configured tiers, and separate stores for each test: otherwise a tier's memory of a miss outlives the test."""
     monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
     monkeypatch.setattr(behind, "_opened", {})
     monkeypatch.chdir(tmp_path)
@@ -237,7 +230,7 @@ def own_tiers(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Run the command line, which ends with a code; gives what it prints, of ``--json`` the values."""
+    """A function that runs the command line, checks its exit code and returns its output (parsed, with ``--json``)."""
 
     def command(*arguments, code=0):
         with pytest.raises(SystemExit) as ended:
@@ -252,7 +245,7 @@ def run(capsys):
 
 @pytest.fixture
 def python():
-    """Run a script in a process of its own, with arguments; gives what it prints."""
+    """A function that runs a script in a new process, with arguments, and returns its output."""
 
     def run(script, *arguments, **environment):
         import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service in memory, with which tests of stores beyond this machine do what no server does when it is told to."""
+"""A service in memory that fails on demand, in ways that no real server does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CUBIN = b"\x7fELF" + bytes(range(256))
 
 
 class Shelf(Engine):
-    """Objects in memory, behind a switch for the trouble that a service can be in."""
+    """Objects in memory, with a switch for the trouble that a service can be in."""
 
     keeps_time = True
 

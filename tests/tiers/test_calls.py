@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of a tier's engine, and the connections on which they are made."""
+"""A tier's calls to its engine, and the connections that they use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_interrupted_look_up_keeps_nobody_waiting(shelf, tier):
     def interrupt(until):
         raise KeyboardInterrupt
 
-    tier.breaker._patience = -1.0  # whatever is under way has been for too long
+    tier.breaker._patience = -1.0  # any call under way has already taken too long
     shelf.trouble = interrupt
     with pytest.raises(KeyboardInterrupt):
         tier.load(b"k")
@@ -67,7 +67,7 @@ def test_an_engine_that_cannot_be_prepared_is_left_alone_like_one_that_fails(she
 
 @pytest.fixture
 def opened():
-    """What :func:`connect` has opened."""
+    """The connections that :func:`connect` has opened."""
     made = []
     yield made
     for one in made:
@@ -77,7 +77,7 @@ def opened():
 
 @pytest.fixture
 def connect(opened):
-    """Open a connection to nobody, who says nothing."""
+    """A class of connections to a peer that never answers."""
 
     class Connection:
         def __init__(self):
@@ -93,7 +93,7 @@ def connect(opened):
 
 
 def at_once(connections, count):
-    """Use so many connections at the same time."""
+    """Use ``count`` connections at the same time."""
     connections.use(lambda _: count > 1 and at_once(connections, count - 1))
 
 
@@ -129,7 +129,7 @@ def test_a_name_that_no_host_can_have_is_an_error_of_the_store(host):
 
 
 def test_each_address_of_a_host_gets_its_share_of_the_time(monkeypatch):
-    """Else one that never answers would leave none for those that do."""
+    """Otherwise an address that never answers would leave no time for the others."""
     given = []
 
     class NobodyAnswers(timed_sockets.TimedSocket):

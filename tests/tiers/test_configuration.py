@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tiers are configured: precedence, places, what is refused, and whose files are read."""
+"""The configured tiers: precedence, places, what is refused, and which files are trusted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "geheim-7f3a"
 
 @pytest.fixture(autouse=True)
 def _project(tmp_path, monkeypatch):
-    """Run in a project of its own, with nothing configured and nothing remembered."""
+    """Run in a separate project, with nothing configured and nothing cached."""
     monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
     (tmp_path / "project" / "deep" / "down").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "project" / "deep" / "down")
@@ -51,14 +51,14 @@ def test_nothing_is_configured_unless_it_is():
 
 
 def test_precedence(project, monkeypatch):
-    """Each place that says something hides those below it."""
+    """A place that says something about tiers hides the places below it."""
     low = write(project / "pyproject.toml", '[tool.cuda_progcache]\ntiers = ["redis://pyproject"]\n')
     assert configured().source == low
     assert urls() == ["redis://pyproject"]
     high = write(project / "cuda_progcache.toml", 'tiers = ["redis://file"]\n')
     assert configured().source == high
     near = write(project / "deep" / "pyproject.toml", "[tool.cuda_progcache]\n")
-    assert configured() == ((), near)  # it says that there are none
+    assert configured() == ((), near)  # it says that there are no tiers
     monkeypatch.setenv("CUDA_PROGCACHE_TIERS", "redis://first https://second/p?mode=ro")
     assert configured().source == "CUDA_PROGCACHE_TIERS"
     assert urls() == ["redis://first", "https://second/p"]
@@ -135,7 +135,7 @@ def test_what_is_wrong_in_a_file_is_said(project, name, text):
 
 
 def test_others_projects_say_nothing(project):
-    write(project / "pyproject.toml", "[tool.ruff]\nbroken = \n")  # for others to complain about
+    write(project / "pyproject.toml", "[tool.ruff]\nbroken = \n")  # for other tools to complain about
     write(project / "deep" / "pyproject.toml", '[tool.other]\nuses = "cuda_progcache"\n')
     assert configured() == ((), "")
 
@@ -150,7 +150,7 @@ def test_a_file_that_everyone_can_write_is_passed_over(project):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
 def test_a_strangers_file_is_passed_over(project, monkeypatch):
-    """But that of whom the current directory belongs to is read, save by root: their code runs here anyway."""
+    """The file of the current directory's owner is read, except by root: the owner's code runs here anyway."""
     path = write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
     os.chown(path, 4321, 4321)
     with pytest.warns(ProgCacheWarning, match="user id 4321"):
@@ -174,11 +174,11 @@ def test_nothing_is_trusted_where_the_current_directory_is_gone(project, monkeyp
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
 def test_what_is_put_in_a_files_place_is_not_read(project, monkeypatch):
-    """The file that is judged is the one that is read, and nobody waits for a pipe."""
+    """The file that is checked is the file that is read, and a pipe makes nobody wait."""
     path = write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
 
     class Os:
-        """The module, with another's file in the place of this one just after it is opened."""
+        """The os module, but another user's file replaces this one just after it is opened."""
 
         def __getattr__(self, name):
             return getattr(os, name)
@@ -249,7 +249,7 @@ WITH_SECRETS = [
 )  # fmt: skip
 def test_no_command_shows_a_secret(monkeypatch, capsys, command, value):
     monkeypatch.setenv("CUDA_PROGCACHE_TIERS", value)
-    monkeypatch.setenv("CUDA_PROGCACHE_TIER", value)  # which nothing reads
+    monkeypatch.setenv("CUDA_PROGCACHE_TIER", value)  # nothing reads this variable
     code, out, err = run(capsys, *command.split())
     assert SECRET not in out + err
     assert "Traceback" not in err
@@ -262,7 +262,7 @@ def test_no_command_shows_a_secret(monkeypatch, capsys, command, value):
      f"redis://a redis://:{SECRET}@h", f"s3://h?PASSWORD={SECRET}#x"],
 )  # fmt: skip
 def test_no_record_has_a_secret_of_a_command_line(monkeypatch, tmp_path, word):
-    """Records name who compiled a program, with the command line."""
+    """Records contain the command line of the process that compiled a program."""
     monkeypatch.setattr(sys, "orig_argv", ["python", "serve.py", word, "--port", "80"])
     made = CompileService(tmp_path).compile('extern "C" __global__ void f() {}', options={"arch": "sm_80"})
     cache = FileStreamProgramCache(tmp_path)
@@ -279,7 +279,7 @@ def test_what_is_no_secret_is_shown():
     assert masked("redis://ci:abc@cache:6379/0") == "redis://***@cache:6379/0"
 
 
-#: Commands by which a user meets what was compiled with tiers behind the cache; each in turn.
+#: Commands that show what was compiled with tiers behind the cache, in the order in which they run.
 COMMANDS = [
     "compile p.cu --arch sm_80 -o out.cubin",
     "compile p.cu --arch sm_80 --json",
@@ -299,9 +299,9 @@ COMMANDS = [
 
 
 def test_no_place_has_a_secret(monkeypatch, tmp_path, capfd):
-    """What is printed, logged and written, with secrets in the environment and on the command line.
+    """No secret of the environment or the command line is in what is printed, logged or written.
 
-    A report is made of the records, which are among what is written.
+    The written files include the records from which reports are made.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(behind, "_opened", {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet whose holders and server are killed loses nothing, and gets nothing wrong; longer: ``python -m ci.fleet``."""
+"""A fleet whose holders and server are killed loses nothing and gets nothing wrong; longer: ``python -m ci.fleet``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def test_nothing_is_lost_or_wrong_whoever_dies(tmp_path):
     ],
 )
 def test_why_a_program_was_compiled_again(said, extra):
-    """By what each one that compiled could have known as it began: needless, away, gone."""
+    """The reason follows from what each compiling process could have known when it began: needless, away, gone."""
     happened = [Happened(what, 0, 0, int(process)) for what, process in (one.split(":") for one in said.split())]
     assert judge(happened) == extra

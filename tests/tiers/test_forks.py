@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiers in forked children: child and parent both work afterwards.
+"""Tiers in forked children: both child and parent work afterwards.
 
-Each test is a process of its own, whose children are given up when they take too long: a client that hangs in one, or
-in its parent, is what is looked for.
+Each test runs a separate process and kills its children if they take too long: the client must hang neither in a
+child nor in its parent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from tests.tiers.conftest import SERVERS, place_on
 
-#: What a script does in a child, and what it brings back; ``value(n)`` is the program that lies under ``key(n)``.
+#: Helpers of the scripts that fork; ``value(n)`` is the program under ``key(n)``.
 CHILDREN = """
 import json, os, signal, sys, threading, time, warnings
 
@@ -34,7 +34,7 @@ def value(number):
 def fill(tier, numbers):
     for number in numbers:
         tier.publish(key(number), value(number), {"number": number})
-    assert tier.flush(60)
+    assert tier.flush(300)
 
 def ask(tier, numbers):
     '''What look-ups give: "right", "miss" or "wrong", and what was said.'''
@@ -77,7 +77,7 @@ before = ask(tier, numbers)
 def in_parent_s_child():
     first = ask(tier, 20 * numbers)
     tier.publish(key(100), value(100), {})
-    tier.flush(60)
+    tier.flush(300)
     grandchild = in_child(lambda: ask(tier, numbers))
     another = open_tier(url)
     return {"first": first, "again": ask(tier, numbers), "grandchild": grandchild, "another": ask(another, numbers)}
@@ -114,7 +114,7 @@ for thread in threads:
 told = []
 for _ in range(6):
     seen = len(rounds)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while len(rounds) < seen + 4:
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -160,13 +160,13 @@ print(json.dumps([in_child(fill_and_ask), in_child(lambda: ask(tier, list(range(
 RIGHT = [["right"], []]
 
 
-#: Variables that have a tier of S3 be one of obstore's.
+#: Variables that make an S3 tier use obstore.
 BY_OBSTORE = {"AWS_SKIP_SIGNATURE": "false"}
 
 
 @pytest.fixture(params=[*SERVERS, "s3_server,obstore"])
 def forked(request, python):
-    """Run a script of forks with an empty tier, on each kind of server; gives what it prints."""
+    """A function that runs a script with an empty tier on each kind of server, and returns the values it prints."""
     server, comma, _ = request.param.partition(",")
     url = place_on(server, request.getfixturevalue(server))
 
@@ -196,13 +196,13 @@ def test_children_of_one_whose_threads_are_using_it(forked):
 
 @pytest.mark.parametrize("forked", SERVERS, indirect=True)
 def test_children_of_one_that_has_not_used_it(forked):
-    """What was configured before a fork works after it, whatever the client."""
+    """A tier configured before a fork works after it, with every client."""
     assert forked(UNUSED) == [RIGHT, RIGHT, RIGHT]
 
 
 @pytest.mark.parametrize("variables", [{}, BY_OBSTORE], ids=["ours", "obstore"])
 def test_a_child_of_one_that_has_used_obstore_itself(python, s3_url, variables):
-    """obstore's runtime hangs in it, and no tier uses that."""
+    """obstore's runtime hangs in the child, but tiers don't use the runtime of their own process."""
     pytest.importorskip("obstore")
     before, child, after = json.loads(python(CHILDREN + OF_THE_APPLICATION, s3_url, **variables))
     assert before == after
@@ -210,7 +210,7 @@ def test_a_child_of_one_that_has_used_obstore_itself(python, s3_url, variables):
 
 
 def test_a_child_that_has_loaded_obstore_itself(python, s3_server):
-    """A server's worker, which was forked before."""
+    """The child is like a server's worker, forked before obstore was loaded."""
     pytest.importorskip("obstore")
     script = """
         def work():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One compile per program among hosts: a lost lease costs a second compile, never a wrong or a lost one."""
+"""One compile per program among hosts: a lost lease costs a second compile, never a wrong or missing program."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -29,8 +30,10 @@ from cuda_progcache.store.tiers.settings import parse_tier
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 
-#: A lease that no load of the machine lets run out, and one that a test waits for.
+#: The life in seconds of a lease that outlasts any load of the machine, and of a lease whose end a test awaits.
 LONG, SHORT = 600.0, 0.6
+#: Timeouts that outlast any load of the machine.
+PATIENCE = "connect_timeout=300&timeout=300&write_timeout=300"
 CHILD = """
 import sys
 from cuda_progcache.store.tiers.leases import FleetLeases
@@ -61,12 +64,12 @@ def client(server):
 
 @pytest.fixture
 def host(server, client, monkeypatch):
-    """Make the leases of one host's process; word of an end is kept for as long as a slow machine needs."""
+    """A function that makes the leases of one host; ends of flights are remembered long enough for a slow machine."""
     monkeypatch.setattr(leases, "REMEMBERED", 600.0)
     made = []
 
     def make(life=LONG, **more):
-        made.append(FleetLeases(parse_tier(server.url), life=life, **more))
+        made.append(FleetLeases(patient(server), life=life, **more))
         return made[-1]
 
     yield make
@@ -74,8 +77,23 @@ def host(server, client, monkeypatch):
         each.close()
 
 
+def url_of(server):
+    """Return a server's URL, with long timeouts."""
+    return f"{server.url}?{PATIENCE}"
+
+
+def patient(server):
+    """Return the settings of a tier on a server, with long timeouts."""
+    return parse_tier(url_of(server))
+
+
+def give(settings, seconds):
+    """Limit the time of later calls to so many seconds."""
+    vars(settings)["timeout"] = seconds
+
+
 class Tier:
-    """What all hosts see, and how often it was filled."""
+    """The tier that all hosts see, and a list of the hosts that compiled for it."""
 
     def __init__(self, kept=True):
         self.compiles, self.kept, self.held, self.error = [], None if kept else False, None, None
@@ -85,7 +103,7 @@ class Tier:
         with self.lock:
             self.compiles.append(who)
         if go is not None:
-            assert go.wait(60)
+            assert go.wait(300)
         if self.error is not None:
             raise self.error
         if self.kept is not False:
@@ -101,14 +119,14 @@ def never():
 
 
 def until(said):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not said():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
 def waiting(client, count):
-    """Whether so many listen for the end of a flight."""
+    """Return whether ``count`` clients listen for the end of a flight."""
     return dict(client.pubsub_numsub("pc1:{f}"))[b"pc1:{f}"] == count
 
 
@@ -128,7 +146,7 @@ def test_hosts_share_one_compile(host, client):
 
 
 def test_one_who_looked_before_the_end_and_asks_after_it_looks_again(host):
-    """Else a program that lands between a miss and the question for the lease would be compiled twice."""
+    """Otherwise a program that arrives between a miss and the request for the lease would be compiled twice."""
     tier = Tier()
     assert host().lead("f", lambda: tier.compile(0), lambda: None, 600.0) == b"binary"
     assert host().lead("f", never, tier.look_up, 600.0) == b"binary"
@@ -158,7 +176,7 @@ def test_the_threads_and_processes_of_a_host_ask_once(host, tmp_path, client):
 
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_flight_without_a_result_keeps_nobody(host, client, raises):
-    """All who waited compile for themselves at once: one by one, each would wait for the failures of the others."""
+    """All waiting hosts compile at once. In turn, each would wait for the failures of the others."""
     tier, go = Tier(kept=False), threading.Event()
     tier.error = ValueError("refused") if raises else None
     with ThreadPoolExecutor(3) as pool:
@@ -175,7 +193,7 @@ def test_a_flight_without_a_result_keeps_nobody(host, client, raises):
 
 def holder(server, life):
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, server.url, str(life)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD, url_of(server), str(life)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdout.readline() == b"compiling\n"
     return child
@@ -237,8 +255,8 @@ def test_a_lease_lasts_until_the_tier_has_the_program(host, client):
 
 
 def test_a_directory_has_the_leases_of_the_tier_behind_it(server, tmp_path):
-    shared = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
-    assert shared.fleet is FileStreamProgramCache(tmp_path / "b", tiers=[server.url]).fleet
+    shared = FileStreamProgramCache(tmp_path / "a", tiers=[url_of(server)])
+    assert shared.fleet is FileStreamProgramCache(tmp_path / "b", tiers=[url_of(server)]).fleet
     assert shared.fleet.name == server.url
     elsewhere = FileStreamProgramCache(tmp_path / "c", tiers=[f"http://127.0.0.1:1/x?lease_url={server.url}"])
     assert elsewhere.fleet.name == server.url
@@ -272,7 +290,7 @@ def test_an_interrupt_while_looking_leaves_no_lease(host, server, client):
 def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "FIRST_REST", 0.02)
     with RedisServer(tmp_path / "redis") as server:
-        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[url_of(server)])
         shared = cache.fleet
         assert cache.load(b"program 0") is None
         server.kill()
@@ -282,13 +300,13 @@ def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, m
                 key = b"program %d" % n
                 assert shared.lead(f"g{n}", partial(cache.publish, key, b"binary", {}), never, 600.0)
         server.start()
-        another = open_tier(parse_tier(server.url))
+        another = open_tier(patient(server))
         until(lambda: len(another) == 3)
         another.close()
 
 
 def lose(server, cache, make=lambda n: b"made"):
-    """Kill a server that was in use, and have look-ups and compiles find out."""
+    """Kill a server that was in use, and make lookups and compiles that notice."""
     assert cache.load(b"k") is None
     assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
     server.kill()
@@ -299,10 +317,10 @@ def lose(server, cache, make=lambda n: b"made"):
 
 
 def test_hosts_share_one_compile_though_the_server_is_restarted_meanwhile(tmp_path, monkeypatch):
-    """Look-ups find it gone first, and put it out of use as a tier; as what keeps the leases it is waited for."""
+    """Lookups notice first and stop using the server as a tier; as the keeper of leases, it is waited for."""
     monkeypatch.setattr(leases, "PATIENCE", 600.0)
     with RedisServer(tmp_path / "redis", lasting=True) as server, ThreadPoolExecutor(1) as pool:
-        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[url_of(server)])
         lose(server, cache)
         assert cache.fleet is not None, "the process goes on as if there were no other host"
         failures = cache.fleet._failures
@@ -313,11 +331,11 @@ def test_hosts_share_one_compile_though_the_server_is_restarted_meanwhile(tmp_pa
 
 
 def test_a_server_that_refuses_is_asked_before_each_compile(tmp_path, monkeypatch):
-    """Which costs nothing, and finds it as soon as it is back; nobody else looks after it here."""
+    """The request costs nothing and shows when the server is back; nothing else checks the server in this test."""
     monkeypatch.setattr(leases, "PATIENCE", 0.0)
     monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
     with RedisServer(tmp_path / "redis") as server:
-        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[url_of(server)])
         lose(server, cache, lambda n: cache.fleet.lead(f"g{n}", lambda: b"made", never, 600.0))
         assert cache.fleet.down
         server.start()
@@ -331,7 +349,7 @@ def test_what_is_compiled_when_the_server_comes_back_has_a_lease_from_then_on(tm
     monkeypatch.setattr(leases, "FIRST_REST", 0.02)
     tier, go = Tier(), threading.Event()
     with RedisServer(tmp_path / "redis") as server, ThreadPoolExecutor(2) as pool:
-        one, other = FleetLeases(parse_tier(server.url)), FleetLeases(parse_tier(server.url))
+        one, other = FleetLeases(patient(server)), FleetLeases(patient(server))
         server.kill()
         with pytest.warns(ProgCacheWarning):
             one.lead("f", lambda: b"made", never, 600.0)
@@ -354,14 +372,18 @@ def test_what_is_compiled_when_the_server_comes_back_has_a_lease_from_then_on(tm
 def test_a_server_in_trouble_costs_its_patience_once(tmp_path, trouble, monkeypatch):
     monkeypatch.setattr(leases, "FIRST_REST", 0.02)
     with RedisServer(tmp_path) as server:
-        one = FleetLeases(parse_tier(server.url))
+        settings = patient(server)
+        one = FleetLeases(settings)
         assert one.lead("f", lambda: b"made", never, 600.0) == b"made"
         server.kill(signal.SIGKILL if trouble == "refused" else signal.SIGSTOP)
+        if trouble == "silent":
+            give(settings, 0.3)
         with pytest.warns(ProgCacheWarning, match="each host compiles for itself") as told:
             for n in range(50):
                 assert one.lead(f"g{n}", lambda: b"made", never, 600.0) == b"made"
         assert len(told) == 1
         assert one.down
+        give(settings, 300.0)
         if trouble == "refused":
             server.start()
         else:
@@ -398,14 +420,14 @@ def test_a_forked_child_neither_renews_nor_ends_what_its_parent_holds(host, clie
 def test_a_server_in_any_trouble_holds_no_thread_and_raises_nothing(trouble, monkeypatch):
     monkeypatch.setattr(leases, "PATIENCE", 0.0)
     monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
-    seconds = 0.3 if trouble in STALLS else 30
+    seconds = 0.3 if trouble in STALLS else 300
     with FaultyServer("redis", trouble, b"a program") as server:
         url = f"redis://127.0.0.1:{server.port}?connect_timeout={seconds}&timeout={seconds}"
         one = FleetLeases(parse_tier(url))
         assert one.lead("f", lambda: b"made", lambda: None, 0.0) == b"made"
         assert one.down
         assert not one._well_again()
-        assert deadline._threads.stuck == 0
+        until(lambda: deadline._threads.stuck == 0)
         with pytest.warns(ProgCacheWarning, match="more than the limit" if "terabyte" in trouble else "can't be used"):
             one.lead("g", lambda: b"made", lambda: None, 0.0)
         one.close()
@@ -416,13 +438,15 @@ LEASED, HELD = b"*2\r\n$6\r\nleased\r\n$1\r\n1\r\n", b"*2\r\n$4\r\nheld\r\n$0\r\
 
 @pytest.fixture
 def mortal(monkeypatch):
-    """A server that keeps no program and gives every lease, until it answers nobody; it counts whom it leaves waiting.
+    """A server that stores no program and grants every lease, until it stops answering.
 
-    ``dead`` has the commands that it doesn't answer any more, ``waiting`` those that it has left; with ``held`` set,
-    every lease is another's.
+    ``dead`` has the commands that it no longer answers, and ``waiting`` those that it left unanswered. With ``held``
+    set, every lease belongs to another host. With ``dead`` set, each request shortens the timeout of calls.
     """
 
     def answer(speaks, asked, body):
+        if running.dead:
+            give(running.settings, 0.3)
         if asked.method in running.dead:
             running.waiting.append(asked.method)
             yield WAIT
@@ -435,17 +459,18 @@ def mortal(monkeypatch):
     monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
     with FaultyServer("redis", "mortal") as running:
         running.dead, running.waiting, running.held = set(), [], False
-        running.url = f"redis://127.0.0.1:{running.port}?connect_timeout=0.3&timeout=0.3"
+        running.settings = patient(SimpleNamespace(url=f"redis://127.0.0.1:{running.port}"))
         yield running
 
 
 @pytest.mark.filterwarnings("ignore::cuda_progcache.errors.ProgCacheWarning")
 @pytest.mark.parametrize("first", ["look-up", "lease"])
 def test_a_server_of_programs_and_leases_that_dies_is_waited_for_once(mortal, first):
-    tier = open_tier(parse_tier(mortal.url))
+    tier = open_tier(mortal.settings)
     assert tier.get(b"a") is None
     assert tier.fleet.lead("f", lambda: b"made", never, 0.0) == b"made"
     mortal.dead = {"GET", "EVAL"}
+    give(mortal.settings, 0.3)
     if first == "look-up":
         assert tier.get(b"b") is None
         assert tier.fleet is None
@@ -457,13 +482,13 @@ def test_a_server_of_programs_and_leases_that_dies_is_waited_for_once(mortal, fi
 
 
 def test_who_got_a_lease_only_at_the_second_try_looks_again_first(monkeypatch):
-    """The look before it may have failed as the first try did."""
+    """The lookup before it may have failed like the first try."""
     monkeypatch.setattr(leases, "PATIENCE", 600.0)
     answers = [b"-LOADING the dataset\r\n", LEASED, b":1\r\n"]
     monkeypatch.setitem(TROUBLES["redis"], "loading", lambda *_: [answers.pop(0)])
     monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
     with FaultyServer("redis", "loading") as running:
-        one = FleetLeases(parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=30"))
+        one = FleetLeases(patient(SimpleNamespace(url=f"redis://127.0.0.1:{running.port}")))
         assert one.lead("f", never, lambda: b"theirs", 600.0) == b"theirs"
         assert answers == []
         one.close()
@@ -477,7 +502,7 @@ def test_a_server_in_trouble_is_checked_until_the_leases_are_closed(monkeypatch)
     monkeypatch.setitem(TROUBLES["redis"], "broken", lambda *_: [asked.append(1) or b"-ERR out of order\r\n"])
     with FaultyServer("redis", "broken") as running:
         one = FleetLeases(parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=30"), life=SHORT)
-        for _ in range(2):  # it can be used once it is closed, and closed again
+        for _ in range(2):  # after close() it can be used again, and closed again
             assert one.lead("f", lambda: b"made", never, 0.0) == b"made"
             heart, asked[:] = one._heart, []
             until(lambda: len(asked) > 3)
@@ -488,7 +513,7 @@ def test_a_server_in_trouble_is_checked_until_the_leases_are_closed(monkeypatch)
 
 def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
     mortal.held, mortal.dead = True, {"SUBSCRIBE"}
-    one = FleetLeases(parse_tier(mortal.url))
+    one = FleetLeases(mortal.settings)
     assert one.lead("f", lambda: b"made", lambda: None, 1.0) == b"made"
     assert mortal.waiting == ["SUBSCRIBE"]
     assert one.down
@@ -496,7 +521,7 @@ def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
 
 
 def test_half_a_message_holds_no_waiter(monkeypatch):
-    """It is waited for as long as for none, and what comes of that connection later is not taken for a message."""
+    """It costs no more time than no message, and later data on that connection isn't taken for a message."""
     looks = []
 
     def answer(speaks, asked, body):
@@ -509,7 +534,7 @@ def test_half_a_message_holds_no_waiter(monkeypatch):
 
     monkeypatch.setitem(TROUBLES["redis"], "half a message", answer)
     with FaultyServer("redis", "half a message") as running:
-        settings = parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=600")
+        settings = parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=300&timeout=600")
         with RedisClient(settings).listening("pc1:{f}", time.monotonic() + 600) as wait:
             with pytest.raises(TimeoutError):
                 wait(0.1)

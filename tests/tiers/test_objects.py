@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Object stores: how S3 is asked by our own client, and what obstore's process is for."""
+"""Object stores: the requests of our own S3 client, and the process that runs obstore."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from cuda_progcache.store.tiers.settings import parse_tier
 
 NAME = "v1/programs/ab/cdef"
 LIMIT = 1 << 20
-PATIENCE = "connect_timeout=30&timeout=60&write_timeout=60"
+PATIENCE = "connect_timeout=300&timeout=300&write_timeout=300"
 
 
 def later():
-    return time.monotonic() + 60
+    return time.monotonic() + 300
 
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch):
-    """Nothing of the environment says who asks, or how."""
+    """Remove the variables that give credentials, options or a proxy."""
     for name in os.environ:
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -57,7 +57,7 @@ def _no_variables(monkeypatch):
     ],
 )
 def test_no_answer_ends_the_process(client, trouble, calls):
-    """obstore makes room for as much as is announced, and aborts."""
+    """obstore allocates as much memory as an answer announces, and aborts."""
     pytest.importorskip("obstore")
     status, said = tier_faults.try_terabyte(client, trouble, calls)
     assert (status, [line.partition(":")[0] for line in said.splitlines()]) == (0, list(calls)), said
@@ -89,7 +89,7 @@ def test_signs_as_botocore_does(method, parts, body, token, region, port):
         return
     host = "cache.example" if port == 80 else f"cache.example:{port}"
     signer = AwsSigner("an-id", "a-secret/+", token, region, host)
-    while True:  # until both fall into one second
+    while True:  # until both signatures fall into the same second
         asked = AWSRequest(method, f"http://cache.example:{port}{path}", data=body or b"")
         auth.S3SigV4Auth(Credentials("an-id", "a-secret/+", token), "s3", region).add_auth(asked)
         ours = signer.headers(method, path, body)
@@ -100,7 +100,7 @@ def test_signs_as_botocore_does(method, parts, body, token, region, port):
 
 
 def test_a_signature_is_of_its_day(monkeypatch):
-    """The key for one is derived anew at midnight (UTC)."""
+    """The signing key is derived anew at midnight (UTC)."""
     days = iter([0.0, 86399.0, 86400.0, 0.0])
     monkeypatch.setattr(
         aws_signature,
@@ -117,7 +117,7 @@ def test_a_signature_is_of_its_day(monkeypatch):
 
 @pytest.mark.parametrize("prefix", ["team", "a b", "a+b~c*d", "ü", "a%20b", "a'b(c)!d", "a=b&c,d;e:f$g"])
 def test_asks_for_the_objects_that_obstore_asks_for(prefix):
-    """What was written through one of them is found through the other."""
+    """An object written by one client is found by the other."""
     pytest.importorskip("obstore")
     url = "s3://someone:something@bucket/{prefix}?endpoint=http://127.0.0.1:{port}&" + PATIENCE
     with FaultyServer("http") as server:
@@ -129,7 +129,7 @@ def test_asks_for_the_objects_that_obstore_asks_for(prefix):
         assert len(server.objects) == 1
 
 
-# Who is asked
+# The choice of the client
 
 
 PLAIN = "s3://bucket/prefix"
@@ -170,7 +170,7 @@ def test_our_client_asks_where_it_knows_all_that_is_wanted(url, variables, ours,
 
 
 def test_a_key_is_read_again_once_it_was_refused(s3_server, monkeypatch):
-    """As temporary credentials are replaced while a process runs."""
+    """Temporary credentials may be replaced while a process runs."""
     monkeypatch.setenv("A_SECRET", "not-the-secret")
     url = s3_server.replace(servers.SECRET_KEY, "${A_SECRET}")
     engine = EngineOnDemand(parse_tier(f"{url}&{PATIENCE}"))
@@ -194,7 +194,7 @@ def test_where_the_bucket_is_is_told(monkeypatch):
 
 
 def test_a_reader_without_the_right_to_list_is_told_what_lacks(monkeypatch):
-    """Amazon answers such a reader with 403 where others get 404."""
+    """Amazon answers such a reader with 403 instead of 404."""
     body = b"<Error><Code>AccessDenied</Code></Error>"
     head = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(body)
     monkeypatch.setitem(TROUBLES["http"], "denied", lambda *_: [head + body])
@@ -226,7 +226,7 @@ def test_a_process_that_ended_is_replaced_and_ends_with_its_tier(s3_server):
     engine.prepare()
     process = engine._process._running[0]
     assert engine.get("v1/programs/no/ne", limit=LIMIT, until=later()) is None
-    process.send_signal(signal.SIGINT)  # Ctrl-C reaches it, too, and is not for it
+    process.send_signal(signal.SIGINT)  # Ctrl-C reaches the process, too; it must ignore it
     assert engine.get("v1/programs/no/ne", limit=LIMIT, until=later()) is None
     assert engine._process._running[0] is process
     process.kill()

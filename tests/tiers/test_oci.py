@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in a registry as a tier that is read: pulled once, believed by digests, and unpacked without hazards."""
+"""OCI images as read-only tiers: pulled once, verified by digest, and unpacked safely."""
 
 from __future__ import annotations
 
@@ -32,18 +32,20 @@ from cuda_progcache.store.tiers.upkeep import sync
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = b"a key"
+#: Timeouts that outlast any load of the machine.
+PATIENCE = {"tls": "no", "connect_timeout": 300, "timeout": 300}
 
 
 @pytest.fixture(autouse=True)
 def images(tmp_path, monkeypatch):
-    """Where images are unpacked."""
+    """The folder in which images are unpacked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     return tmp_path / "user-cache" / "cuda-progcache-images"
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    """A cache with one program, and the bytes of its image's layer."""
+    """The folder of a cache with one program, and the bytes of its image's layer."""
     folder = tmp_path_factory.mktemp("filled")
     with FileStreamProgramCache(folder / "cache", durability="none") as cache:
         cache.publish(KEY, b"binary", {"name": "k"})
@@ -59,7 +61,7 @@ def sha256(data):
 
 
 class Registry:
-    """A registry that says what it is told to say: what a hostile one may."""
+    """A registry that gives prepared answers, as a hostile one could."""
 
     def __init__(self):
         self.answers, self.asked = {}, []
@@ -88,7 +90,7 @@ class Registry:
         return told(headers) if callable(told) else told
 
     def image(self, layer, *, size=None, digest=None, **more):
-        """Have an image of this layer; its manifest's digest."""
+        """Add an image with this layer; return the digest of its manifest."""
         about = {"mediaType": LAYER, "digest": digest or sha256(layer), "size": len(layer) if size is None else size}
         return self.manifest({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [about], **more}, layer)
 
@@ -111,10 +113,10 @@ def registry():
 
 @pytest.fixture
 def opened(registry):
-    """Open an image of the registry's."""
+    """A function that opens an image of the registry."""
 
     def make(reference=":tag", **options):
-        given = "&".join(f"{name}={value}" for name, value in {"tls": "no", "timeout": 60, **options}.items())
+        given = "&".join(f"{name}={value}" for name, value in {**PATIENCE, **options}.items())
         return open_tier(parse_tier(f"oci://{registry.host}/team/kernels{reference}?{given}"))
 
     return make
@@ -138,7 +140,7 @@ def test_an_image_is_pulled_once_and_found_there_ever_after(registry, opened, fi
 
 
 def test_trouble_says_what_to_do(registry, opened):
-    for how, said in (({}, "no such image (404)"), ({"tls": "yes"}, "tls=no")):
+    for how, said in (({}, "no such image (404)"), ({"tls": "yes", "connect_timeout": 0.5}, "tls=no")):
         with pytest.warns(ProgCacheWarning, match=re.escape(said)):
             assert opened(":never-pushed", **how).load(KEY) is None
     realm = {"WWW-Authenticate": f'Bearer realm="http://{registry.host}/token"'}
@@ -197,7 +199,7 @@ def member(name, content=b"x", **more):
 
 
 def archive(*members, entries=True):
-    """A compressed layer of these, after what a cache directory has."""
+    """Return a compressed layer of the members, by default after an entry as a cache directory has it."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         if entries:
@@ -251,7 +253,7 @@ def test_hazards_in_a_layer_refuse_it_whole(registry, opened, images, hazard, tm
 
 def test_a_cache_that_cannot_be_written_is_named(registry, opened, images, filled):
     registry.image(filled[1])
-    images.parent.write_bytes(b"")  # a file in its place
+    images.parent.write_bytes(b"")  # a file where a directory should be
     tier = opened()
     with pytest.warns(ProgCacheWarning, match=f"can't unpack the image in {images} "):
         assert tier.load(KEY) is None
@@ -275,7 +277,7 @@ def test_bombs_are_not_unpacked(registry, opened, images):
 
 
 def test_headers_without_an_end_are_not_read(registry, opened, images):
-    """Each is about the next one, and tarfile goes down a level for each."""
+    """Each header describes the next one, and tarfile recurses for each."""
     header = tarfile.TarInfo("entries/ab/x")
     header.type = tarfile.XGLTYPE
     registry.image(gzip.compress(header.tobuf() * 20_000, mtime=0))
@@ -306,7 +308,7 @@ def test_what_is_not_as_its_digest_says_is_not_used(registry, opened, images, fi
         registry.image(layer)
         registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, lie)
         refused(opened, images, r"failed \(")
-    other = gzip.compress(gzip.decompress(layer), 1)  # sound, and not what the manifest has the digest of
+    other = gzip.compress(gzip.decompress(layer), 1)  # valid, but with another digest than the manifest's
     registry.image(layer, size=len(other))
     registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, other)
     refused(opened, images, "returned something else")
@@ -396,11 +398,11 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
             assert tier.load(b"not signed") is None
         assert tier.find_manifest(manifest_name) is None
-    trusting = f"?tls=no&trust=signed&keys={public}"
+    trusting = f"?tls=no&connect_timeout=300&timeout=300&trust=signed&keys={public}"
     for reference, found in ((":tag", None), (f"@{manifest['digest']}", content)):
         tier = opened(reference, trust="signed", keys=public)
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
-            assert tier.load(b"not signed") is None  # the URL's digest vouches for manifests alone
+            assert tier.load(b"not signed") is None  # the digest in the URL vouches for manifests only
         assert tier.find_manifest(manifest_name) == found
         report = sync(f"oci://{registry.host}/team/kernels{reference}{trusting}", tmp_path / reference[1:4])
         assert (report.copied, report.unusable, report.manifests) == (1, 1, 0 if found is None else 1)
@@ -410,7 +412,7 @@ LONG_AGO = time.time() - 40 * 86400.0
 
 
 def age(images, moment=LONG_AGO):
-    """Have everything that lies there be as old as that."""
+    """Set the times of everything in the images folder to ``moment``."""
     for path in (images, *images.rglob("*")):
         os.utime(path, (moment, moment))
 
@@ -419,11 +421,11 @@ def test_the_end_of_a_store_waits_for_no_pull(registry, opened, images, filled, 
     digest = registry.image(filled[1])
     (path,) = (path for path in registry.answers if "/blobs/" in path)
     answer, asked, gate = registry.answers[path], threading.Event(), threading.Event()
-    registry.answers[path] = lambda _: (asked.set(), gate.wait(60), answer)[2]
+    registry.answers[path] = lambda _: (asked.set(), gate.wait(300), answer)[2]
     tier = opened(timeout=0.5)
     with pytest.warns(ProgCacheWarning, match="took too long"):
         assert tier.load(KEY) is None
-    assert asked.wait(60)
+    assert asked.wait(300)
     tier.close()
     assert not images.exists() or digest.replace(":", "-") not in os.listdir(images)
     gate.set()
@@ -432,7 +434,7 @@ def test_the_end_of_a_store_waits_for_no_pull(registry, opened, images, filled, 
 
 
 def pull(registry, opened, number):
-    """Have another image, and get it; its directory's name."""
+    """Create another image and pull it; return the name of its directory."""
     digest = registry.image(archive(member(f"records/{number:064x}")))
     tier = opened()
     assert tier.load(b"none of it") is None
@@ -460,7 +462,7 @@ def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(re
 
 
 def target_of(descriptor):
-    """The path of a file that is open; empty if it was closed a moment ago."""
+    """Return the path of an open file; empty if it has just been closed."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
@@ -484,7 +486,7 @@ print(tier.load(b"a key").data.decode(), flush=True)
 @pytest.mark.parametrize("who", ["this", "forked"])
 def test_an_image_that_another_process_uses_stays(registry, opened, filled, images, who):
     digest = registry.image(filled[1])
-    url = f"oci://{registry.host}/team/kernels:tag?tls=no&timeout=60"
+    url = f"oci://{registry.host}/team/kernels:tag?tls=no&connect_timeout=300&timeout=300"
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, url, who], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -500,7 +502,7 @@ def test_an_image_that_another_process_uses_stays(registry, opened, filled, imag
 
 
 def test_a_real_registry(real_registry, tmp_path):
-    """What export --oci makes goes there by skopeo as it is, and a machine that has nothing compiles nothing."""
+    """skopeo pushes what export --oci writes unchanged; a machine with an empty cache then compiles nothing."""
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "v.h").write_text("#define V 1\n")
 
@@ -519,7 +521,7 @@ def test_a_real_registry(real_registry, tmp_path):
     )  # fmt: skip
     (named,) = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"]
     for number, reference in enumerate((":v1", f"@{named['digest']}")):
-        tier = f"oci://{real_registry}/team/kernels{reference}?tls=no&timeout=60"
+        tier = f"oci://{real_registry}/team/kernels{reference}?tls=no&connect_timeout=300&timeout=300"
         with FileStreamProgramCache(tmp_path / f"there-{number}", durability="none", tiers=[tier]) as there:
             found = compiled(there)
             assert (found.hit, found.data) == (True, made.data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lockfile's programs in one piece: one call in the place of many, and whatever is wrong with it is a miss."""
+"""Packs: a lockfile's programs in one object, fetched with one call; whatever is wrong with a pack is a miss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cuda_progcache.store.tiers import behind, packs, sides, upkeep
 from cuda_progcache.store.tiers.upkeep import collect, sync
 
 LOCK, OTHER = "ab" * 32, "cd" * 32
-LATER = 60.0
+LATER = 300.0
 MADE_UP = "manifests/aa/" + "aa" * 31
 MANIFEST = """
 format = 1
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("own_tiers")
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory):
-    """A cache of three compiled programs, one with headers, and the lockfile that has them."""
+    """A cache of three compiled programs, one of them with headers, and the lockfile that lists them."""
     folder = tmp_path_factory.mktemp("farm")
     library = folder / "library"
     library.mkdir()
@@ -72,7 +72,7 @@ def farm(tmp_path_factory):
 
 @pytest.fixture
 def shelf(tmp_path):
-    """Some programs on a disk, with a manifest that leads to one of them."""
+    """A cache of four programs, with a manifest that leads to one of them."""
     keys = [f"key {number}".encode() for number in range(4)]
     with FileStreamProgramCache(tmp_path / "shelf", durability="none", tiers=()) as cache:
         for key in keys:
@@ -115,7 +115,7 @@ def manifests(path):
 
 
 def tampered(packed, change):
-    """A pack with other files, whose index fits them."""
+    """Return a pack whose files were changed and whose index matches them."""
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         files = {member.name: tar.extractfile(member).read() for member in tar}
     index = json.loads(files.pop("bundle.json"))
@@ -141,7 +141,7 @@ def test_a_fresh_machine_makes_one_call_and_compiles_nothing(tier_url, tmp_path,
     (tier,) = behind.in_use()
     assert (tier.calls, tier.hits, tier.misses) == (1, 3, 0)
     assert manifests(tmp_path / "fresh")
-    # They are here now, byte by byte; and nobody asks for the pack again.
+    # The programs are now on the disk, byte for byte, and the pack isn't asked for again.
     for digest in farm.lock.keys:
         name = f"entries/{digest[:2]}/{digest[2:]}"
         assert (tmp_path / "fresh" / name).read_bytes() == (farm.path / name).read_bytes()
@@ -249,7 +249,7 @@ def test_a_pack_of_another_lockfile_is_a_miss_and_no_more_is_taken_than_was_aske
             assert packs.fetch_pack(cache, lambda: LOCK, ["0" * 64, "1" * 64]) == 0
         assert packs.fetch_pack(cache, lambda: LOCK, shelf.digests[2:]) == 2
         assert {one.digest for one in cache.entries()} == set(shelf.digests[2:])
-    assert manifests(tmp_path / "fresh") == []  # it leads elsewhere
+    assert manifests(tmp_path / "fresh") == []  # the manifest leads to another program
 
 
 def test_a_pack_that_is_too_large_is_not_read(tier_url, shelf, tmp_path, monkeypatch):
@@ -275,7 +275,7 @@ def test_a_stack_without_a_directory_takes_no_pack_and_one_with_it_counts_hits(r
 
 @pytest.mark.filterwarnings("ignore:.*has a pack that isn't used")
 def test_a_sound_pack_is_a_sound_answer(redis_url, shelf, tmp_path):
-    """A service that sends rubbish three times in a row is left alone; this one doesn't."""
+    """A service that sends bad data three times in a row is left alone; a valid pack in between prevents that."""
     sync(shelf.path, redis_url, digests=shelf.digests, pack=LOCK)
     engine(redis_url).put(packs.pack_name(OTHER), b"rubbish", until=later())
     for number, lock in enumerate((OTHER, OTHER, LOCK, OTHER, OTHER)):
@@ -312,14 +312,14 @@ def test_what_nobody_who_is_trusted_has_signed_is_left_out(redis_url, shelf, tmp
         assert cache.load(shelf.keys[0]).record["name"] == "key 0"
     assert len(manifests(tmp_path / "signed")) == 1
 
-    # Under another lockfile's name the programs are what they are; what leads to them isn't taken.
+    # Under another lockfile's name the programs are still trusted, but not the manifests that lead to them.
     anyone.put(packs.pack_name(OTHER), signed, until=later())
     renamed = machine(tmp_path / "renamed", redis_url + reads)
     with renamed, pytest.warns(ProgCacheWarning, match="not all is trusted"):
         assert fetched(renamed, shelf, OTHER) == 4
     assert manifests(tmp_path / "renamed") == []
 
-    # As anybody can make it.
+    # An unsigned pack, as anybody can make it.
     sync(shelf.path, redis_url, digests=shelf.digests, pack=OTHER)
     unsigned = anyone.get(packs.pack_name(OTHER), limit=packs.MAX_BYTES, until=later())
     behind._opened.clear()
@@ -329,7 +329,7 @@ def test_what_nobody_who_is_trusted_has_signed_is_left_out(redis_url, shelf, tmp
         assert behind.in_use()[0].untrusted == 4
     assert manifests(tmp_path / "unsigned") == []
 
-    # One program, and a manifest, smuggled in beside those that are signed.
+    # An unsigned program and a manifest, added to signed ones.
     digest = shelf.digests[3]
     with tarfile.open(fileobj=io.BytesIO(unsigned)) as tar:
         record = tar.extractfile(f"records/{digest[:2]}/{digest[2:]}").read()

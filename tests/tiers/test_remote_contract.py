@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every store promises, asked of a tier on each kind of server, and of a stack before one."""
+"""The store contract, for a tier on each kind of server and for a stack with a tier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestStackBeforeRedis(RecordStoreContract):
         )
 
     def test_clear(self, store, writer):
-        """It clears what is on this machine; the tier is everybody's."""
+        """clear empties only what is on this machine; the tier is shared."""
         writer[b"a"] = b"1"
         writer.clear()
         assert len(store) == 0

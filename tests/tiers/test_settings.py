@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tier's settings: what is read, what is refused, and that no secret is ever shown."""
+"""A tier's settings: what is accepted, what is refused, and that no secret is ever shown."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_table_of_other_types_is_refused(table):
 
 
 SECRET = "geheim-7f3a"
-#: Ways to write a tier with a secret: as it should be, and as it happens.
+#: Ways to write a tier with a secret, both correct and mistaken.
 PLACES = [
     "{scheme}://user:{secret}@host",
     "{scheme}://{secret}@host",
@@ -166,9 +166,9 @@ PLACES = [
     st.text(st.sampled_from("/?#@:%&= \u2100\t[]"), max_size=2),
     st.text(st.sampled_from("/?#@:%&= \u2100\t[]"), max_size=2),
 )
-@example(PLACES[0], "https", "", "\u2100")  # which urllib refuses, and repeats
+@example(PLACES[0], "https", "", "\u2100")  # urllib refuses it, and repeats it in its error
 def test_no_secret_is_shown(place, scheme, before, after):
-    """Whatever is wrong with the text, and wherever a secret stands in it."""
+    """This holds whatever is wrong with the text, and wherever the secret is in it."""
     text = place.format(scheme=scheme, secret=f"{before}{SECRET}{after}")
     shown = []
     try:
@@ -181,12 +181,12 @@ def test_no_secret_is_shown(place, scheme, before, after):
         shown += [repr(tier.credentials), str(tier.credentials), f"{tier.credentials}"]
         shown += [repr(copy.deepcopy(tier)), repr(tier.lease)]
         if SECRET in tier.url and (scheme == "file" or SECRET in text.rpartition("@")[2]):
-            return  # it was the host, or the path
+            return  # the secret was the host or the path
     assert not [line for line in shown if SECRET in line]
 
 
 def chain(error):
-    """The errors that led to one, suppressed ones too."""
+    """Yield an error and the errors that led to it, including suppressed ones."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one of the listed keys has signed is trusted, under the name and with the record that it was signed with."""
+"""Signatures: an object is trusted only if a listed key signed it with this name and this record."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def theirs(tmp_path_factory):
 
 
 def stored(record):
-    """A record as it comes back from a store."""
+    """Return a record as a store returns it."""
     return Version.of(b"", encode_record(record), 0).record()
 
 
@@ -90,7 +90,7 @@ def test_it_is_signed_anew_by_the_next_publisher(ours, theirs, signed):
 
 
 def changes():
-    """Any one change of an object: of its name, its bytes or its record."""
+    """Yield single changes of an object: of its name, its data or its record."""
     yield "another program", OTHER, DATA, RECORD
     yield "bytes", NAME, DATA + b"\0", RECORD
     yield "bytes", NAME, b"", RECORD
@@ -144,7 +144,7 @@ def test_nor_is_junk_within_it(ours, signed, where, junk):
     [b"[" * 100_000, b"no JSON", b"[]", b"{}", b'{"predicateType": "pkg:pypi/cuda-progcache#object/v1"}', b"\xff"],
 )
 def test_what_a_listed_key_signed_for_another_purpose_is_not_trusted(ours, payload):
-    """Those who hold a key may sign other things with it, provenance among them."""
+    """The owner of a key may sign other things with it, such as provenance."""
     from securesystemslib.dsse import Envelope
 
     envelope = Envelope(payload, dsse.PAYLOAD_TYPE, {})
@@ -165,12 +165,12 @@ def test_the_envelope_is_one_that_others_read(ours, signed):
     from securesystemslib.dsse import Envelope
 
     envelope = copy.deepcopy(signed[SIGNATURE])
-    read = Envelope.from_dict(envelope)  # which takes its argument apart
+    read = Envelope.from_dict(envelope)  # from_dict modifies its argument
     public = dsse.signer_from_pem(str(ours.private)).public_key
     assert read.verify([public], 1)
     assert json.loads(read.payload) == statement(NAME, DATA, stored(RECORD))
     assert read.pae() == dsse.pre_authentication_encoding(base64.b64decode(signed[SIGNATURE]["payload"]))
-    # The example of the DSSE protocol's own documentation.
+    # The example in the DSSE protocol's documentation.
     made = dsse.pre_authentication_encoding(b"hello world", "http://example.com/HelloWorld")
     assert made == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 

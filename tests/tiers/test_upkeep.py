@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tiers``, ``sync`` and ``gc`` over real servers."""
+"""The commands ``tiers``, ``sync`` and ``gc``, with real servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("own_tiers")
 
 
 def fill(path, count, size=1000):
-    """A cache of so many programs, with records; their digests."""
+    """Create a cache of ``count`` programs with records; return their digests."""
     keys = [f"{path.name}-{number}".encode() for number in range(count)]
     with FileStreamProgramCache(path, durability="none") as cache:
         for key in keys:
@@ -46,7 +46,7 @@ def held(path):
 
 @pytest.fixture
 def compiled(tmp_path):
-    """A cache with one program that has headers; to compile it over another cache."""
+    """A function that compiles a program with headers over a cache; the cache "here" already has the program."""
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "value.h").write_text("#define VALUE 7\n")
     source = '#include "value.h"\nextern "C" __global__ void headed(int *a) { *a = VALUE; }'
@@ -61,7 +61,7 @@ def compiled(tmp_path):
 
 
 def test_what_is_copied_out_and_back_is_the_same(tier_url, tmp_path, compiled):
-    """And a program with headers is found by what was copied with it."""
+    """A program with headers is found through the manifests that were copied with it."""
     digests = fill(tmp_path / "here", 70)
     seen = []
     assert sync(tmp_path / "here", tier_url, dry_run=True).copied == 71
@@ -77,7 +77,7 @@ def test_what_is_copied_out_and_back_is_the_same(tier_url, tmp_path, compiled):
     assert sync(tier_url, tmp_path / "there").copied == 71
     assert held(tmp_path / "there") == held(tmp_path / "here")
     assert compiled(tmp_path / "there").hit
-    # Only some, as those of a lockfile.
+    # Only some programs, as for a lockfile.
     some = [*digests[:3], "0" * 64]
     report = sync(tier_url, tmp_path / "some", digests=some)
     assert (report.copied, report.missing, report.manifests) == (3, 1, 0)
@@ -182,7 +182,7 @@ def test_what_a_command_opens_it_closes(redis_url, tmp_path, monkeypatch):
     collect(redis_url, older_than=0)
     upkeep.health(tier)
     assert closed == [tier.url] * 3
-    monkeypatch.setattr(upkeep, "batches", None)  # so that each fails midway
+    monkeypatch.setattr(upkeep, "batches", None)  # so that each of these fails midway
     for command in (
         lambda: sync(redis_url, tmp_path / "there"),
         lambda: collect(redis_url, older_than=0, dry_run=False),
@@ -205,7 +205,7 @@ def test_a_damaged_manifest_of_the_target_is_replaced(redis_url, tmp_path, compi
 
 
 def test_commands_know_a_configured_tier_by_its_url(redis_url, tmp_path, run, monkeypatch):
-    """So that its password and options need not be said; and say it nowhere."""
+    """Its password and options need not be given, and are shown nowhere."""
     fill(tmp_path / "here", 2)
     monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{redis_url}&mode=ro")
     assert "mode=ro" in run("sync", "here", redis_url.partition("?")[0], code=3)
@@ -219,7 +219,7 @@ def test_commands_know_a_configured_tier_by_its_url(redis_url, tmp_path, run, mo
 
 
 def test_gc_removes_what_is_old_and_not_needed(redis_url, tmp_path, run, monkeypatch):
-    """Its clock runs ahead, so that what was just written is old; what was written is listed and not read."""
+    """The clock of gc runs ahead, so that new objects count as old; objects are listed and not read."""
     digests = fill(tmp_path / "here", 5)
     (tmp_path / "lock").write_text("{}")
     monkeypatch.setattr("cuda_progcache.cli.tiers.locked", lambda _: Lock((Locked("k", key=digests[0]),)))
@@ -290,9 +290,9 @@ def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, m
 
 @pytest.mark.parametrize("place", ["redis", "http://ci:{}@127.0.0.1:1/p", "s3://ci:{}@b/p?region=x"])
 def test_a_secret_that_can_not_be_had_is_told_by_its_place(run, request, place, tmp_path):
-    """Its variable or its file, whatever the client library makes of the error."""
-    if place == "redis":  # which asks for the password once it is connected
-        place = request.getfixturevalue("redis_url").partition("?")[0].replace("//", "//ci:{}@")
+    """The error names its variable or its file, whatever the client library makes of it."""
+    if place == "redis":  # redis asks for the password once it is connected
+        place = request.getfixturevalue("redis_url").replace("//", "//ci:{}@")
     (tmp_path / "binary").write_bytes(b"\xff")
     plain = place.replace("ci:{}@", "")
     mark = "&" if "?" in plain else "?"
@@ -321,7 +321,7 @@ def test_tiers_tells_of_one_that_does_not_answer(run, tmp_path, monkeypatch):
 
 def test_a_server_that_answers_all_with_a_page_is_in_trouble(run, monkeypatch):
     with FaultyServer("http", "HTML in place of the object") as server:
-        url = f"http://127.0.0.1:{server.port}/prefix?connect_timeout=30&timeout=60"
+        url = f"http://127.0.0.1:{server.port}/prefix?connect_timeout=300&timeout=300"
         (told,) = run("tiers", url, "--json", code=1)["tiers"]
         assert (told["ok"], told["breaker"]) == (False, "open")
         assert "something other than what was asked for" in told["trouble"]
@@ -330,7 +330,7 @@ def test_a_server_that_answers_all_with_a_page_is_in_trouble(run, monkeypatch):
 
 
 def test_a_layer_lists_its_manifests(tmp_path, compiled):
-    """So that a sync of an image copies them."""
+    """A sync of an image therefore copies them."""
     engine = LayerEngine(parse_tier(f"file://{tmp_path}/here"))
     found = list(engine.list("v1/manifests/", until=time.monotonic() + 600))
     for listed in found:
@@ -344,7 +344,7 @@ def test_a_layer_lists_its_manifests(tmp_path, compiled):
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_what_is_no_regular_file_is_no_manifest_of_a_directory(tmp_path, kind):
-    """Whoever can write to a layer could else have any file read, or keep a reader waiting for ever."""
+    """Otherwise anyone who can write to a layer could have any file read, or make a reader wait forever."""
     digest = fill(tmp_path / "here", 1)[0]
     (tmp_path / "secret").write_text(json.dumps({"format": 4, "sets": [{"entry": digest}]}))
     path = tmp_path / "here" / "manifests" / "ab" / ("ab" * 31)
