@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from cuda_progcache._util import files
@@ -30,17 +31,20 @@ def append(cache: Any, path: str, line: str) -> int:
     """
     data = f"{line}\n".encode()
     try:
-        descriptor = os.open(path, _FLAGS)
-    except FileNotFoundError:
-        write_beside(cache.path, path, data)
-        return 0
+        try:
+            descriptor = os.open(path, _FLAGS)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):  # another process was quicker, and its lines are kept
+                write_beside(cache.path, path, b"", new=True)
+            descriptor = os.open(path, _FLAGS)
     except PermissionError:  # another user's file in a shared directory: replace it
         before = read(path)
         rewrite(cache, path, [*before, line])
         return len(data) * (len(before) + 1)
     try:
         os.write(descriptor, data)  # one call, so that lines of other processes come before or after it
-        return os.fstat(descriptor).st_size
+        size = os.fstat(descriptor).st_size
+        return size if size > len(data) else 0
     finally:
         os.close(descriptor)
 

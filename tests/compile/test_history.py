@@ -22,7 +22,7 @@ from cuda_progcache import (
     ProgramOptions,
     subscribe,
 )
-from cuda_progcache.compile import history, manifests
+from cuda_progcache.compile import history, lines, manifests
 from cuda_progcache.errors import CompileError
 from cuda_progcache.store.compile_record import CompileRecord
 
@@ -271,8 +271,26 @@ def test_processes_that_compile_at_once_lose_none_of_each_others_lines(cache):
         for k in range(4)
     ]
     for process in running:
-        process.communicate(b"\n", timeout=600)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in running:
+        process.communicate(timeout=600)
     assert {one.digest for one in history.latest(cache, "k.cu")} == {f"{n:064x}" for n in range(200)}
+
+
+def test_processes_that_begin_a_file_at_once_lose_none_of_each_others_lines(cache, monkeypatch):
+    """Each of them has just seen that there is none."""
+    make = lines.write_beside
+
+    def after_others(*given, **named):
+        monkeypatch.setattr(lines, "write_beside", make)
+        history.note(cache, a_record(), "1" * 64)
+        return make(*given, **named)
+
+    monkeypatch.setattr(lines, "write_beside", after_others)
+    history.note(cache, a_record(), "2" * 64)
+    history.note(cache, a_record(), "3" * 64)
+    assert [one.digest[0] for one in history.latest(cache, "k.cu")] == ["3", "2", "1"]
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
