@@ -3,19 +3,29 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import hashlib
 import os
+import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
+from _pytest.assertion import rewrite
 from hypothesis import HealthCheck, settings
+
+from cuda_progcache._util import syntax_tree
 
 CUDA_ERROR_NO_DEVICE = 100
 
 # The machine may be busy, so a slow example isn't a failure.
 settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+if sys.version_info < (3, 11, 8):
+    # pytest parses each module of the package when it is first imported, which a thread may do.
+    rewrite.ast = SimpleNamespace(**{**vars(ast), "parse": syntax_tree.parse})
 
 
 @pytest.fixture(scope="session", autouse=True)

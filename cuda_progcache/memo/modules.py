@@ -22,6 +22,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from cuda_progcache._util.files import Signature, signature
+from cuda_progcache._util.syntax_tree import parse
 from cuda_progcache.memo.syntax import written
 
 
@@ -229,7 +230,7 @@ def source_of(module: str, path: str) -> Source | None:
     if stamp is None:
         return None
     try:
-        tree = ast.parse(content)
+        tree = parse(content)
     except (SyntaxError, ValueError):
         made = Source(hash_parts("file", content), frozenset(), path, stamp)  # an extension module
     else:

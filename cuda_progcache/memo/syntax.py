@@ -18,6 +18,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from cuda_progcache._util.syntax_tree import parse
+
 _FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 #: By file name: the source text, its functions by first line, and its code objects by first line.
@@ -54,7 +56,7 @@ def _module(
     if known is not None and known[0] == text:
         return known
     try:
-        tree = ast.parse(text)
+        tree = parse(text)
         compiled = compile(text, filename, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):
         return None

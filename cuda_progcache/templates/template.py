@@ -416,10 +416,12 @@ def _written(tree: ast.Module) -> str:
     """Return a tree as Python text that ends with its line table, ``debug_info``."""
     import ast
 
+    from cuda_progcache._util.syntax_tree import parse
+
     text = ast.unparse(tree)
     pairs: list[str] = []
     last = 0
-    for ours, written in zip(_statements(tree), _statements(ast.parse(text)), strict=True):
+    for ours, written in zip(_statements(tree), _statements(parse(text)), strict=True):
         if ours.lineno != last:
             pairs.append(f"{ours.lineno}={written.lineno}")
             last = ours.lineno

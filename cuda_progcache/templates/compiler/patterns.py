@@ -16,6 +16,8 @@ from functools import cache
 from textwrap import dedent
 from typing import Any, TypeVar
 
+from cuda_progcache._util.syntax_tree import parse
+
 N = TypeVar("N", bound=ast.AST)
 Maker = Callable[[Any, Mapping[str, Any]], Any]
 """A function that makes nodes at the line of a builder; the mapping has the values of holes, by name."""
@@ -44,13 +46,13 @@ def quick(kind: type[N]) -> type[N]:
 @cache
 def statements(text: str) -> Maker:
     """Return the maker of a pattern of statements."""
-    return _several(ast.parse(dedent(text).replace("$", _HOLE)).body)
+    return _several(parse(dedent(text).replace("$", _HOLE)).body)
 
 
 @cache
 def expression(text: str) -> Maker:
     """Return the maker of a pattern that is an expression."""
-    return _maker(ast.parse(text.replace("$", _HOLE), mode="eval").body)
+    return _maker(parse(text.replace("$", _HOLE), mode="eval").body)
 
 
 def _several(nodes: list[Any], *, body: bool = False) -> Maker:
