@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning
@@ -35,7 +36,7 @@ def keep_debug_source(inputs: CompileInputs) -> None:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             _trim(os.path.dirname(path))
-        staged = f"{path}.{os.getpid()}"
+        staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
         with open(staged, "wb") as file:
             file.write(code)
         os.replace(staged, path)

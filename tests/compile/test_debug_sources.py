@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -116,6 +117,29 @@ def test_where_it_cannot_be_written(compiled, tmp_path, monkeypatch):
         made = compiled(SOURCE, debug=True)
     assert made.data
     assert compiled(SOURCE, debug=True).hit, "and it is said once"
+
+
+def test_threads_that_write_one_at_once_are_in_nobodys_way(sources, monkeypatch):
+    options = Program(SOURCE, "c++", {"arch": "sm_80", "debug": True})._options
+    inputs = normalize(code=SOURCE, code_type="c++", options=options, target_type="cubin")
+
+    class Os:
+        """The other thread does all of it before the first one puts its file in place."""
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def replace(self, *paths):
+            monkeypatch.setattr(debug_sources, "os", os)
+            other = threading.Thread(target=debug_sources.keep_debug_source, args=[inputs])
+            other.start()
+            other.join()
+            os.replace(*paths)
+
+    monkeypatch.setattr(debug_sources, "os", Os())
+    debug_sources.keep_debug_source(inputs)
+    assert [path.name for path in sources.iterdir()] == [path_of(SOURCE, sources).name]
+    assert path_of(SOURCE, sources).read_text() == SOURCE
 
 
 def test_not_all_are_kept(sources, monkeypatch):
