@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_s
 
 def test_a_port_that_another_one_took_is_left_to_it(tmp_path, monkeypatch):
     """Between the choice of a free port and the start, which takes a while on a busy machine."""
-    free = server._free_port
+    free = server.free_port
     with RedisServer(tmp_path / "first") as first:
         ports = [first.port, first.port]
-        monkeypatch.setattr(server, "_free_port", lambda: ports.pop() if ports else free())
+        monkeypatch.setattr(server, "free_port", lambda: ports.pop() if ports else free())
         with RedisServer(tmp_path / "second") as second:
             assert second.port != first.port
             first.kill(signal.SIGKILL)
