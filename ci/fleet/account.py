@@ -209,10 +209,10 @@ class _Fleet:
     def _worker(self, host: int) -> StandIn | Real:
         # Many processes share few processors: a slow answer isn't the server's fault, and a slow process isn't dead.
         leases.REMEMBERED = 600.0
-        if not self._plan.kills:
-            leases.LIFE = 600.0
         if self._plan.soon:
             leases.PATIENCE = 60.0
+        if not (self._plan.kills or self._plan.restarts):
+            leases.LIFE = 600.0  # no lease has to expire, for its holder lives and the server answers it
         cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=300&timeout=300&write_timeout=300")
         if self._plan.real:
             return Real(cache, self._log, host)

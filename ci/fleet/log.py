@@ -40,8 +40,9 @@ class Log:
         with self._path.open("rb") as file:
             file.seek(self._read)
             new = file.read()
-        self._read += len(new)
-        return _lines(new)
+        whole = new[: new.rfind(b"\n") + 1]  # a line across a page of the file is seen in two steps
+        self._read += len(whole)
+        return _lines(whole)
 
     def all(self) -> list[Happened]:
         """Return every line."""

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ci.fleet.log import Happened
+from ci.fleet.log import Happened, Log
 from ci.fleet.server import why_no_server
 from ci.fleet.verdicts import Extra, judge
 
@@ -44,3 +44,17 @@ def test_why_a_program_was_compiled_again(said, extra):
     """The reason follows from what each compiling process could have known when it began: needless, away, gone."""
     happened = [Happened(what, 0, 0, int(process)) for what, process in (one.split(":") for one in said.split())]
     assert judge(happened) == extra
+
+
+def test_a_line_of_the_log_that_is_not_whole_yet_is_read_later(tmp_path):
+    """A reader may see the first part of a line alone, if the line crosses a page of the file."""
+    log = Log(tmp_path / "log")
+    log.add("begin", 1, 2, 3)
+    with (tmp_path / "log").open("ab") as file:
+        file.write(b"end 1 2")
+        file.flush()
+        assert list(log.news()) == [("begin", 1, 2, 3)]
+        file.write(b" 3\n")
+    assert list(log.news()) == [("end", 1, 2, 3)]
+    assert list(log.news()) == []
+    log.close()
