@@ -87,7 +87,7 @@ def cache_directory(
             report = copy.import_(bundle)
             for digest in sorted(copy.digests()):
                 about = copy.info(digest).about
-                if about.is_compile:  # not put there by hand
+                if about.is_compile:  # not stored by hand
                     history.note(copy, about, digest, made_here=False)
                     toolchains.note(copy, (ToolFile(tool.name, "", tool.digest) for tool in about.toolchain))
         os.unlink(bundle)

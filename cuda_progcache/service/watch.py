@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watching a cache while processes use it: the programs they store, the programs they can't store, and their hits.
 
-The processes don't take part. Stored programs are seen at once. Lookups are seen when a process writes its counters:
-after a lookup or write at least five seconds after it last wrote them, and when the process ends.
+The processes don't take part. Stored programs are seen at the next look; one that was just compiled, once its process
+has noted that it compiled it, or after a minute. Lookups are seen when a process writes its counters: after a lookup or
+write at least five seconds after it last wrote them, and when the process ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Stored(NamedTuple):
         The process that compiled it (:class:`cuda_progcache.compile.history.Makers`); None if that isn't known, as for
         an imported program.
     reasons : tuple of str
-        Why it was compiled; empty for programs put there by hand or imported.
+        Why it was compiled; empty for programs that were stored by hand or imported.
     """
 
     entry: EntryInfo

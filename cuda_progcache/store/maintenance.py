@@ -40,7 +40,7 @@ class PruneReport(NamedTuple):
     left, left_bytes : int
         Entries that stay, and their bytes.
     pinned : int
-        How many of those stay only because they are pinned.
+        The number of pinned entries.
     """
 
     removed: int

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ADVICE = {
     "corrupt": "not the bytes that were published; repair moves it to the quarantine, and the next compile replaces it",
     "damaged-record": "the entry can't be verified without it; repair moves both to the quarantine",
-    "no-record": "never a hit: left by a crash, or put there by hand; adopt it under its key, or repair moves it away",
+    "no-record": "never a hit: left by a crash, or stored by hand; adopt it under its key, or repair moves it away",
     "no-entry": "a record without an entry, left by a crash; repair removes it",
     "unreadable": "the system can't read it (no permission, a failing disk); it is a miss, and stays in place",
     "foreign": "not a file of this cache; repair moves it to the quarantine",
